@@ -1,0 +1,233 @@
+package access
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"tabard.dev/tabard/internal/activity"
+)
+
+// Request is one question to [Decide].
+type Request struct {
+	Subject   string            // IAM ID of the caller; in a profile session the profile's
+	AccountID string            // account that the caller's token is for
+	Action    string            // for example is.instance.instance.list
+	Resource  map[string]string // attributes by the names of this package's constants
+	Tags      []string          // access tags on the resource, key:value
+}
+
+// View is what Decide reads. Every method is a look-up by a key that the
+// request carries.
+type View interface {
+	// GroupsOf returns the ids of the access groups that the identity is in.
+	GroupsOf(accountID, iamID string) []string
+	// PoliciesOf returns the active access policies of a subject (IAM ID or
+	// group id) that name the service, and those that name no single service.
+	PoliciesOf(accountID, subjectID, service string) []*Policy
+	// Catalog returns the services and roles.
+	Catalog() *Catalog
+}
+
+// Decision is the answer of [Decide]. Policy is what decided when Allowed.
+type Decision struct {
+	Allowed bool
+	Policy  *Policy
+
+	request    Request
+	stage      stage
+	subjects   []string
+	candidates int
+	nearest    *Policy
+	mismatch   Attribute
+}
+
+// stage is how far the best policy came; each stage is one named check.
+type stage int
+
+const (
+	stageAccount stage = iota
+	stageSubject
+	stageResource
+	stageAction
+	stageDone
+)
+
+// Decide walks a fixed list of checks: the resource is in the account that the
+// caller acts in; an active policy names the caller or one of his access
+// groups; its resource attributes cover the resource; one of its roles
+// contains the action (reference/access-and-audit.md section 2.1). The first
+// policy that passes all of them allows. There are no deny policies, and
+// nothing else allows.
+func Decide(v View, q Request) Decision {
+	d := Decision{request: q}
+	if q.AccountID == "" || q.Resource[AccountID] != q.AccountID {
+		return d
+	}
+	d.stage = stageSubject
+	catalog := v.Catalog()
+	service := q.Resource[ServiceName]
+	d.subjects = append([]string{q.Subject}, v.GroupsOf(q.AccountID, q.Subject)...)
+	for _, subject := range d.subjects {
+		for _, p := range v.PoliciesOf(q.AccountID, subject, service) {
+			d.candidates++
+			reached, mismatch := examine(catalog, p, q)
+			if reached == stageDone {
+				d.Allowed, d.Policy, d.stage = true, p, stageDone
+				return d
+			}
+			if d.nearest == nil || reached > d.stage {
+				d.stage, d.nearest, d.mismatch = reached, p, mismatch
+			}
+		}
+	}
+	return d
+}
+
+// examine reports how far a policy that names the subject goes, and the
+// attribute that stopped it.
+func examine(c *Catalog, p *Policy, q Request) (stage, Attribute) {
+	for _, a := range p.Resource {
+		if !a.covers(c, q.Resource) {
+			return stageResource, a
+		}
+	}
+	for _, t := range p.Tags {
+		if !slices.ContainsFunc(q.Tags, func(tag string) bool { return t.matchesTag(tag) }) {
+			return stageResource, t
+		}
+	}
+	for _, role := range p.Roles {
+		if c.Grants(role, q.Resource[ServiceName], q.Action) {
+			return stageDone, Attribute{}
+		}
+	}
+	return stageAction, Attribute{}
+}
+
+// covers reports whether the resource meets the demand. An attribute that the
+// policy demands and the resource lacks is a mismatch.
+func (a Attribute) covers(c *Catalog, resource map[string]string) bool {
+	value, present := resource[a.Key]
+	switch a.Key {
+	case ServiceName:
+		return present && a.matches(value, present) || a.matchesParent(value)
+	case ServiceType:
+		if !present && resource[ServiceName] != "" {
+			value, present = c.KindOf(resource[ServiceName]), true
+		}
+	case ServiceGroupID:
+		if !present {
+			value, present = serviceGroupOf(resource[ServiceName])
+		}
+	}
+	return a.matches(value, present)
+}
+
+// matchesParent lets a policy about a service cover its child services.
+func (a Attribute) matchesParent(service string) bool {
+	parent, _, child := strings.Cut(service, ".")
+	return child && a.matches(parent, true)
+}
+
+func serviceGroupOf(service string) (string, bool) {
+	switch service {
+	case "iam-identity", "iam-access-management", "iam-groups", "user-management":
+		return "IAM", true
+	}
+	return "", false
+}
+
+func (a Attribute) matches(value string, present bool) bool {
+	switch a.Operator {
+	case StringExists:
+		return a.Value.Exists != nil && *a.Value.Exists == present
+	case StringEquals:
+		return present && value == a.Value.Text
+	case StringMatch:
+		return present && Wildcard(a.Value.Text, value)
+	case StringEqualsAnyOf:
+		return present && slices.Contains(a.Value.List, value)
+	case StringMatchAnyOf:
+		return present && slices.ContainsFunc(a.Value.List, func(p string) bool { return Wildcard(p, value) })
+	}
+	return false
+}
+
+// matchesTag compares a policy's tag demand with one tag of the resource.
+func (a Attribute) matchesTag(tag string) bool {
+	key, value, ok := strings.Cut(tag, ":")
+	return ok && key == a.Key && a.matches(value, true)
+}
+
+// Explain renders the decision as checks: the comparison that decided, put into
+// words.
+func (d Decision) Explain() activity.Trace {
+	var t activity.Trace
+	q := d.request
+	step := func(s stage, name, wanted, found, hint string) {
+		switch {
+		case d.stage > s:
+			t.Pass(name, wanted, found)
+		case d.stage == s:
+			t.Fail(name, wanted, found, hint)
+		default:
+			t.Skip(name)
+		}
+	}
+	step(stageAccount, "account", q.AccountID, q.Resource[AccountID], "use a token of the account that owns the resource")
+
+	found := fmt.Sprintf("%d policies about %s", d.candidates, orAll(q.Resource[ServiceName]))
+	step(stageSubject, "policy-subject", "a policy for "+strings.Join(d.subjects, " or "), found,
+		"grant "+q.Subject+" a role on service "+orAll(q.Resource[ServiceName]))
+
+	shown := d.nearest
+	if d.Policy != nil {
+		shown = d.Policy
+	}
+	if shown == nil {
+		t.Skip("policy-resource")
+		t.Skip("policy-action")
+		return t
+	}
+	if d.stage == stageResource {
+		got, present := q.Resource[d.mismatch.Key]
+		if !present {
+			got = "(absent)"
+		}
+		t.Fail("policy-resource", fmt.Sprintf("policy %s: %s %s %s", shown.ID, d.mismatch.Key, d.mismatch.Operator, d.mismatch.Value), got,
+			"nearest policy is "+shown.ID+"; widen "+d.mismatch.Key+" or add a policy for this resource")
+	} else {
+		step(stageResource, "policy-resource", "policy "+shown.ID, describe(q.Resource), "")
+	}
+	step(stageAction, "policy-action", q.Action, "roles "+strings.Join(roleNames(shown.Roles), ", "),
+		"nearest policy is "+shown.ID+"; add a role that contains "+q.Action)
+	return t
+}
+
+func orAll(service string) string {
+	if service == "" {
+		return "all services"
+	}
+	return service
+}
+
+func roleNames(crns []string) []string {
+	out := make([]string, len(crns))
+	for i, c := range crns {
+		out[i] = c[strings.LastIndexByte(c, ':')+1:]
+	}
+	return out
+}
+
+func describe(resource map[string]string) string {
+	keys := make([]string, 0, len(resource))
+	for k := range resource {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for i, k := range keys {
+		keys[i] = k + "=" + resource[k]
+	}
+	return strings.Join(keys, " ")
+}

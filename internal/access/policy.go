@@ -1,0 +1,383 @@
+// Package access holds policies, roles, access groups and the catalog of
+// services, and decides: may this subject do this action on this resource?
+// Decide is a pure function over a view of the objects. Default deny: no
+// policy matched means no.
+package access
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"tabard.dev/tabard/internal/object"
+)
+
+// Limits (reference/access-and-audit.md sections 1.4 and 1.13).
+const (
+	MaxPoliciesPerSubject = 1000
+	MaxValueLength        = 1000
+	MaxAnyOf              = 10
+	MaxGroupsPerAccount   = 500
+	MaxGroupsPerIdentity  = 50
+	MaxMembersPerCall     = 50
+)
+
+// Names of the resource attributes that every service knows
+// (reference/access-and-audit.md section 2.2).
+const (
+	AccountID       = "accountId"
+	ServiceName     = "serviceName"
+	ServiceType     = "serviceType"
+	ServiceGroupID  = "service_group_id"
+	ServiceInstance = "serviceInstance"
+	Region          = "region"
+	ResourceType    = "resourceType"
+	Resource        = "resource"
+	ResourceGroupID = "resourceGroupId"
+)
+
+// Subject attributes.
+const (
+	IAMID         = "iam_id"
+	AccessGroupID = "access_group_id"
+)
+
+// States and types of a policy.
+const (
+	Active  = "active"
+	Deleted = "deleted"
+
+	TypeAccess        = "access"
+	TypeAuthorization = "authorization"
+)
+
+// Policy grants roles on resources to a subject. It is kept in the terms of
+// the v2 API; API says through which version it was written, because clients
+// choose their own version by it.
+type Policy struct {
+	object.Meta
+	ID          string      `json:"id"`
+	AccountID   string      `json:"account_id"`
+	API         int         `json:"api"` // 1 or 2
+	Type        string      `json:"type"`
+	Description string      `json:"description,omitempty"`
+	State       string      `json:"state"`
+	Subject     []Attribute `json:"subject"`
+	Resource    []Attribute `json:"resource"`
+	Tags        []Attribute `json:"tags,omitempty"`
+	Roles       []string    `json:"roles"` // role CRNs
+}
+
+// Attribute is one demand on a subject, resource or tag.
+type Attribute struct {
+	Key      string   `json:"key"`
+	Operator Operator `json:"operator"`
+	Value    Value    `json:"value"`
+}
+
+// Operator of an attribute.
+type Operator string
+
+// The attribute operators (reference/access-and-audit.md section 1.3).
+const (
+	StringEquals      Operator = "stringEquals"
+	StringMatch       Operator = "stringMatch"
+	StringExists      Operator = "stringExists"
+	StringEqualsAnyOf Operator = "stringEqualsAnyOf"
+	StringMatchAnyOf  Operator = "stringMatchAnyOf"
+)
+
+// Value is a text, a boolean (stringExists) or a list of texts (…AnyOf).
+type Value struct {
+	Text   string
+	Exists *bool
+	List   []string
+}
+
+// Text returns a Value that is a text.
+func Text(s string) Value { return Value{Text: s} }
+
+// MarshalJSON writes the value in its own JSON type.
+func (v Value) MarshalJSON() ([]byte, error) {
+	switch {
+	case v.Exists != nil:
+		return json.Marshal(*v.Exists)
+	case v.List != nil:
+		return json.Marshal(v.List)
+	}
+	return json.Marshal(v.Text)
+}
+
+// UnmarshalJSON accepts a string, a boolean or an array of strings.
+func (v *Value) UnmarshalJSON(b []byte) error {
+	*v = Value{}
+	b = bytes.TrimSpace(b)
+	switch {
+	case len(b) == 0:
+		return errors.New("empty value")
+	case b[0] == '[':
+		v.List = []string{}
+		return json.Unmarshal(b, &v.List)
+	case b[0] == 't', b[0] == 'f':
+		v.Exists = new(bool)
+		return json.Unmarshal(b, v.Exists)
+	case b[0] == '"':
+		return json.Unmarshal(b, &v.Text)
+	}
+	return fmt.Errorf("want a string, a boolean or an array of strings, got %.20s", b)
+}
+
+func (v Value) String() string {
+	b, err := v.MarshalJSON()
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+func (v Value) equal(w Value) bool {
+	return v.Text == w.Text && slices.Equal(v.List, w.List) &&
+		(v.Exists == nil) == (w.Exists == nil) && (v.Exists == nil || *v.Exists == *w.Exists)
+}
+
+// Get returns the value of the first stringEquals demand on a key.
+func Get(attrs []Attribute, key string) (string, bool) {
+	for _, a := range attrs {
+		if a.Key == key && a.Operator == StringEquals {
+			return a.Value.Text, true
+		}
+	}
+	return "", false
+}
+
+// SubjectID returns the IAM ID or access group id that an access policy
+// grants to.
+func (p *Policy) SubjectID() string {
+	for _, key := range []string{IAMID, AccessGroupID} {
+		if id, ok := Get(p.Subject, key); ok {
+			return id
+		}
+	}
+	return ""
+}
+
+// Service returns the service name that the policy is about, or "" when it is
+// about more than one service.
+func (p *Policy) Service() string {
+	name, _ := Get(p.Resource, ServiceName)
+	return name
+}
+
+// SameGrant reports whether two policies grant an overlapping role to the same
+// subject on the same resource, which the API refuses as a conflict
+// (reference/access-and-audit.md section 1.11).
+func (p *Policy) SameGrant(q *Policy) bool {
+	if p.Type != q.Type || !sameAttributes(p.Subject, q.Subject) ||
+		!sameAttributes(p.Resource, q.Resource) || !sameAttributes(p.Tags, q.Tags) {
+		return false
+	}
+	return slices.ContainsFunc(p.Roles, func(r string) bool { return slices.Contains(q.Roles, r) })
+}
+
+func sameAttributes(a, b []Attribute) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for _, x := range a {
+		if !slices.ContainsFunc(b, func(y Attribute) bool {
+			return x.Key == y.Key && x.Operator == y.Operator && x.Value.equal(y.Value)
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+// Validate checks a policy against the rules of the API
+// (reference/access-and-audit.md section 1.4) and against the catalog's roles.
+// The error's text is for the caller.
+func (p *Policy) Validate(c *Catalog) error {
+	switch p.Type {
+	case TypeAccess:
+	case TypeAuthorization:
+		return errors.New("type authorization is not supported; create a policy of type access for the service's own identity")
+	case "":
+		return errors.New("type is required: access")
+	default:
+		return fmt.Errorf("type %q is not one of access, authorization", p.Type)
+	}
+	for _, part := range [][]Attribute{p.Subject, p.Resource, p.Tags} {
+		if err := validateAttributes(part); err != nil {
+			return err
+		}
+	}
+	if len(p.Subject) != 1 || p.SubjectID() == "" {
+		return errors.New("subject must be exactly one of iam_id and access_group_id, with stringEquals")
+	}
+	if account, _ := Get(p.Resource, AccountID); account == "" {
+		return errors.New("resource must have the attribute accountId")
+	} else if account != p.AccountID {
+		return errors.New("resource attribute accountId must be the account of the policy")
+	}
+	scope := 0
+	for _, key := range []string{ServiceType, ServiceName, ResourceGroupID, ServiceGroupID, ResourceType} {
+		if slices.ContainsFunc(p.Resource, func(a Attribute) bool { return a.Key == key }) {
+			scope++
+		}
+	}
+	if scope == 0 {
+		return errors.New("resource must have at least one of serviceType, serviceName, resourceGroupId and service_group_id")
+	}
+	if len(p.Roles) == 0 {
+		return errors.New("at least one role is required")
+	}
+	service := p.Service()
+	for _, role := range p.Roles {
+		if !c.HasRole(role, service) {
+			return fmt.Errorf("role %q is not a role of service %q; list them with GET /v2/roles?service_name=%s", role, service, service)
+		}
+	}
+	return nil
+}
+
+func validateAttributes(attrs []Attribute) error {
+	seen := map[string]bool{}
+	for _, a := range attrs {
+		if a.Key == "" {
+			return errors.New("an attribute has no key")
+		}
+		if seen[a.Key] {
+			return fmt.Errorf("attribute %s stands twice", a.Key)
+		}
+		seen[a.Key] = true
+		if err := a.validate(); err != nil {
+			return fmt.Errorf("attribute %s: %w", a.Key, err)
+		}
+	}
+	return nil
+}
+
+func (a Attribute) validate() error {
+	bounded := func(s string) error {
+		if s == "" || len(s) > MaxValueLength {
+			return fmt.Errorf("value must have 1 to %d characters", MaxValueLength)
+		}
+		return nil
+	}
+	switch a.Operator {
+	case StringEquals, StringMatch:
+		if a.Value.Exists != nil || a.Value.List != nil {
+			return fmt.Errorf("operator %s takes a string", a.Operator)
+		}
+		return bounded(a.Value.Text)
+	case StringExists:
+		if a.Value.Exists == nil {
+			return errors.New("operator stringExists takes true or false")
+		}
+	case StringEqualsAnyOf, StringMatchAnyOf:
+		if len(a.Value.List) == 0 || len(a.Value.List) > MaxAnyOf {
+			return fmt.Errorf("operator %s takes an array of 1 to %d strings", a.Operator, MaxAnyOf)
+		}
+		for _, s := range a.Value.List {
+			if err := bounded(s); err != nil {
+				return err
+			}
+		}
+	default:
+		return fmt.Errorf("operator %q is not known", a.Operator)
+	}
+	return nil
+}
+
+// Group is an access group.
+type Group struct {
+	object.Meta
+	ID          string   `json:"id"` // AccessGroupId-<uuid>
+	AccountID   string   `json:"account_id"`
+	Name        string   `json:"name"` // unique in the account, without regard to case
+	Description string   `json:"description,omitempty"`
+	Members     []Member `json:"members,omitempty"`
+}
+
+// Member of an access group.
+type Member struct {
+	IAMID     string `json:"iam_id"`
+	Type      string `json:"type"` // user, service or profile
+	CreatedAt string `json:"created_at"`
+	CreatedBy string `json:"created_by_id"`
+}
+
+// Member returns the member with this IAM ID.
+func (g *Group) Member(iamID string) (Member, bool) {
+	for _, m := range g.Members {
+		if m.IAMID == iamID {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
+// Wildcard reports whether text matches a stringMatch pattern: * stands for any
+// run of characters, ? for exactly one, {{*}} and {{?}} for themselves; case
+// counts (reference/access-and-audit.md section 1.4). It runs in
+// O(len(pattern) × len(text)) at worst.
+func Wildcard(pattern, text string) bool {
+	p := compile(pattern)
+	r := []rune(text)
+	star, mark := -1, 0
+	i, j := 0, 0
+	for j < len(r) {
+		switch {
+		case i < len(p) && p[i] == anyRun:
+			star, mark = i, j
+			i++
+		case i < len(p) && (p[i] == anyOne || p[i] == token(r[j])):
+			i++
+			j++
+		case star >= 0:
+			mark++
+			i, j = star+1, mark
+		default:
+			return false
+		}
+	}
+	for i < len(p) && p[i] == anyRun {
+		i++
+	}
+	return i == len(p)
+}
+
+type token int64
+
+const (
+	anyRun token = -1
+	anyOne token = -2
+)
+
+func compile(pattern string) []token {
+	var out []token
+	for len(pattern) > 0 {
+		switch {
+		case strings.HasPrefix(pattern, "{{*}}"), strings.HasPrefix(pattern, "{{?}}"):
+			out = append(out, token(pattern[2]))
+			pattern = pattern[5:]
+			continue
+		case pattern[0] == '*':
+			out = append(out, anyRun)
+			pattern = pattern[1:]
+			continue
+		case pattern[0] == '?':
+			out = append(out, anyOne)
+			pattern = pattern[1:]
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(pattern)
+		out = append(out, token(r))
+		pattern = pattern[size:]
+	}
+	return out
+}

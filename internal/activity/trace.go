@@ -1,0 +1,58 @@
+package activity
+
+// Outcome of one check.
+type Outcome string
+
+// What a check can say.
+const (
+	Pass Outcome = "pass"
+	Fail Outcome = "fail"
+	Skip Outcome = "skip" // not reached, because an earlier check failed
+)
+
+// Check is one named step of a decision with the values it compared. It never
+// holds a secret: tokens appear as their claims, keys as their ids.
+type Check struct {
+	Name    string  `json:"check"`
+	Outcome Outcome `json:"outcome"`
+	Wanted  string  `json:"wanted,omitempty"`
+	Found   string  `json:"found,omitempty"`
+	Hint    string  `json:"hint,omitempty"` // what single change would have let it pass
+}
+
+// Trace is the ordered list of checks that a token request or an access
+// decision walked through (promise 3).
+type Trace []Check
+
+// Pass appends a check that held.
+func (t *Trace) Pass(name, wanted, found string) {
+	*t = append(*t, Check{Name: name, Outcome: Pass, Wanted: clip(wanted), Found: clip(found)})
+}
+
+// Fail appends a check that did not hold, with a hint for the administrator.
+func (t *Trace) Fail(name, wanted, found, hint string) {
+	*t = append(*t, Check{Name: name, Outcome: Fail, Wanted: clip(wanted), Found: clip(found), Hint: clip(hint)})
+}
+
+// Skip appends a check that was not reached.
+func (t *Trace) Skip(name string) { *t = append(*t, Check{Name: name, Outcome: Skip}) }
+
+// Failed returns the first check that failed.
+func (t Trace) Failed() (Check, bool) {
+	for _, c := range t {
+		if c.Outcome == Fail {
+			return c, true
+		}
+	}
+	return Check{}, false
+}
+
+// clip bounds a value in a trace: part of it comes from the caller, and the
+// event that holds it is kept for a long time.
+func clip(s string) string {
+	const limit = 512
+	if len(s) <= limit {
+		return s
+	}
+	return s[:limit] + "…"
+}

@@ -1,0 +1,544 @@
+// Package api is what all API families share: a route is registered together
+// with the action it needs, and from there authentication, authorization, the
+// transaction with its activity event, entity tags, paging, body limits and
+// error shapes are written here once. A family decodes, says what is asked
+// about, acts and encodes.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"tabard.dev/tabard/internal/access"
+	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/crn"
+	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/grant"
+	"tabard.dev/tabard/internal/object"
+	"tabard.dev/tabard/internal/token"
+)
+
+// MaxBody bounds a request body, in bytes.
+const MaxBody = 1 << 20
+
+// Authenticator checks an access token.
+type Authenticator interface {
+	Caller(raw string) (*token.Claims, error)
+}
+
+// Recorder makes events durable.
+type Recorder interface {
+	Record(ctx context.Context, events ...*activity.Event) error
+}
+
+// Config are what every family works with.
+type Config struct {
+	Directory *directory.Directory
+	Auth      Authenticator
+	Journal   Recorder
+	Names     crn.Names
+	URL       string // the server's own URL, for links in answers; never taken from a request
+	Region    string
+	Now       func() time.Time
+	Log       *slog.Logger
+
+	// OperatorAccount's log has the attempts of callers that are not known.
+	OperatorAccount string
+}
+
+// Family is a group of routes with one error shape.
+type Family struct {
+	*Config
+	Mux     *http.ServeMux
+	Service string // in event messages, for example "IAM Identity Service"
+
+	// Shape turns a fault into the family's status and body.
+	Shape func(c *Call, f *fault.Error) (status int, body any)
+}
+
+// Call is one request under way.
+type Call struct {
+	*Family
+	R      *http.Request
+	Caller *token.Claims // nil on routes without authentication
+
+	trace activity.Trace
+}
+
+// Target is what a request is about: the attributes that access is decided on,
+// and how the activity event names it.
+type Target struct {
+	Resource map[string]string
+	CRN      string
+	Name     string
+	TypeURI  string
+}
+
+// Reply is an answer.
+type Reply struct {
+	Status int // 0 means 200
+	Body   any // nil means no body
+	ETag   string
+
+	// ResponseData goes into the activity event: the values that changed,
+	// never a secret.
+	ResponseData map[string]any
+}
+
+// None is the body type of requests that have none.
+type None struct{}
+
+// ctxKey keys values of this package in a context.
+type ctxKey struct{}
+
+// TransactionID returns the id under which a request is told to its caller
+// and written to the activity log.
+func TransactionID(ctx context.Context) string {
+	id, _ := ctx.Value(ctxKey{}).(string)
+	return id
+}
+
+// TransactionHeader carries the transaction id both ways.
+const TransactionHeader = "Transaction-Id"
+
+// WithTransaction gives every request its transaction id: the caller's own
+// when it is sane, else a new one. It must enclose all routes.
+func WithTransaction(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get(TransactionHeader)
+		if !saneTransaction(id) {
+			id = strings.ReplaceAll(uuid.NewString(), "-", "")
+		}
+		h := w.Header()
+		h.Set(TransactionHeader, id)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
+		h.Set("Pragma", "no-cache")
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), ctxKey{}, id)))
+	})
+}
+
+func saneTransaction(id string) bool {
+	if len(id) == 0 || len(id) > 128 {
+		return false
+	}
+	return strings.IndexFunc(id, func(r rune) bool {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		return !letter && !strings.ContainsRune("-_.:", r)
+	}) < 0
+}
+
+// Read registers a route that shows one thing: load finds it, the caller needs
+// the action on it, show encodes it.
+func Read[T any](f *Family, pattern, action string, load func(*Call) (T, Target, error), show func(*Call, T) (Reply, error)) {
+	f.handle(pattern, func(c *Call) (Reply, error) {
+		if err := c.authenticate(action); err != nil {
+			return Reply{}, err
+		}
+		obj, target, err := load(c)
+		if err != nil {
+			return Reply{}, err
+		}
+		if err := c.Authorize(action, target.Resource); err != nil {
+			return Reply{}, c.recordFailure(action, target, err)
+		}
+		return show(c, obj)
+	})
+}
+
+// List registers a route that shows many things. It refuses nobody with a
+// valid token: list must ask c.May(action, …) about each thing, and a caller
+// who may see none gets an empty list.
+func List(f *Family, pattern, action string, list func(c *Call, may func(resource map[string]string) bool) (Reply, error)) {
+	f.handle(pattern, func(c *Call) (Reply, error) {
+		if err := c.authenticate(action); err != nil {
+			return Reply{}, err
+		}
+		return list(c, func(resource map[string]string) bool { return c.May(action, resource) })
+	})
+}
+
+// Open registers a route that needs a valid token and no action; reason says
+// why, for whoever reads the route table.
+func Open(f *Family, pattern, reason string, h func(*Call) (Reply, error)) {
+	if reason == "" {
+		panic("route " + pattern + " needs no action and does not say why")
+	}
+	f.handle(pattern, func(c *Call) (Reply, error) {
+		if err := c.authenticate(""); err != nil {
+			return Reply{}, err
+		}
+		return h(c)
+	})
+}
+
+// Change registers a route that changes something. It runs as one transaction:
+// load finds what is to be changed, the caller needs the action on it, do
+// stages the change, and the event becomes durable with it. The body is read
+// before the transaction begins.
+func Change[B, T any](f *Family, pattern, action, event string,
+	load func(*Call, *B) (T, Target, error), do func(*Call, *directory.Tx, *B, T) (Reply, Target, error),
+) {
+	f.handle(pattern, func(c *Call) (Reply, error) {
+		if err := c.authenticate(event); err != nil {
+			return Reply{}, err
+		}
+		body := new(B)
+		if _, none := any(body).(*None); !none {
+			if err := c.decode(body); err != nil {
+				return Reply{}, err
+			}
+		}
+		var reply Reply
+		var target Target
+		err := c.Directory.Update(c.R.Context(), c.Caller.IAMID, func(tx *directory.Tx) error {
+			obj, t, err := load(c, body)
+			target = t
+			if err != nil {
+				return err
+			}
+			if err := c.Authorize(action, t.Resource); err != nil {
+				return err
+			}
+			r, t, err := do(c, tx, body, obj)
+			if err != nil {
+				return err
+			}
+			reply, target = r, t
+			e := c.event(event, target)
+			e.SetReason(replyStatus(reply), "")
+			e.Severity = changeSeverity(event)
+			if len(reply.ResponseData) > 0 {
+				e.ResponseData, err = json.Marshal(reply.ResponseData)
+			}
+			tx.Record(e)
+			return err
+		})
+		if err != nil {
+			return Reply{}, c.recordFailure(event, target, err)
+		}
+		return reply, nil
+	})
+}
+
+func replyStatus(r Reply) int {
+	if r.Status == 0 {
+		return http.StatusOK
+	}
+	return r.Status
+}
+
+// changeSeverity follows the reference: deletions and credentials are
+// critical, other changes a warning.
+func changeSeverity(event string) string {
+	if strings.HasSuffix(event, ".delete") || strings.Contains(event, "apikey") {
+		return activity.Critical
+	}
+	return activity.Warning
+}
+
+// handle is the outermost layer of every route.
+func (f *Family) handle(pattern string, h func(*Call) (Reply, error)) {
+	f.Mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		c := &Call{Family: f, R: r}
+		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+		defer func() {
+			if p := recover(); p != nil {
+				f.Log.Error("panic in a handler", "pattern", pattern, "transaction", TransactionID(r.Context()),
+					"panic", p, "stack", string(debug.Stack()))
+				c.writeFault(w, fault.Of(fmt.Errorf("panic: %v", p)))
+			}
+		}()
+		reply, err := h(c)
+		if err != nil {
+			c.writeFault(w, fault.Of(err))
+			return
+		}
+		if reply.ETag != "" {
+			w.Header().Set("ETag", reply.ETag)
+		}
+		c.write(w, replyStatus(reply), reply.Body)
+	})
+}
+
+func (c *Call) write(w http.ResponseWriter, status int, body any) {
+	if body == nil {
+		w.WriteHeader(status)
+		return
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		c.Log.Error("encode an answer", "transaction", TransactionID(c.R.Context()), "error", err)
+		w.WriteHeader(http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(status)
+	// The client may be gone; there is nobody left to tell.
+	_, _ = w.Write(append(b, '\n'))
+}
+
+func (c *Call) writeFault(w http.ResponseWriter, f *fault.Error) {
+	if f.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(f.RetryAfter/time.Second)))
+	}
+	status, body := c.Shape(c, f)
+	if f.Kind == fault.Internal || f.Kind == fault.Unavailable {
+		c.Log.Error("request failed", "method", c.R.Method, "path", c.R.URL.Path, "status", status,
+			"transaction", TransactionID(c.R.Context()), "error", f)
+	}
+	c.write(w, status, body)
+}
+
+// authenticate finds the caller. The scheme may be missing, because a
+// published sample sends the bare token
+// (reference/instance-metadata-and-vpc.md section 3.1).
+func (c *Call) authenticate(action string) error {
+	header := strings.TrimSpace(c.R.Header.Get("Authorization"))
+	raw := header
+	if scheme, rest, ok := strings.Cut(header, " "); ok {
+		if !strings.EqualFold(scheme, "Bearer") {
+			raw = ""
+		} else {
+			raw = strings.TrimSpace(rest)
+		}
+	}
+	if raw == "" {
+		return fault.New(fault.Unauthenticated, "token_missing", "The request has no access token; send it as Authorization: Bearer TOKEN.")
+	}
+	claims, err := c.Auth.Caller(raw)
+	if err != nil {
+		c.trace.Fail("access-token", "a valid access token", err.Error(), "get a new access token")
+		f := fault.New(fault.Unauthenticated, "token_invalid", "The access token is expired or not valid; get a new one.").Because(err)
+		return c.recordFailure(action, Target{}, f)
+	}
+	c.Caller = claims
+	return nil
+}
+
+// Account is the account that the caller acts in: the only one whose objects
+// he can see (promise 5).
+func (c *Call) Account() string { return c.Caller.Account.BSS }
+
+// May reports whether the caller may do an action on a resource.
+func (c *Call) May(action string, resource map[string]string) bool {
+	return c.decide(action, resource).Allowed
+}
+
+func (c *Call) decide(action string, resource map[string]string) access.Decision {
+	return access.Decide(c.Directory, access.Request{
+		Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: resource,
+	})
+}
+
+// Authorize returns a fault of kind Denied unless the caller may do the action
+// on the resource. The trace goes to the activity event.
+func (c *Call) Authorize(action string, resource map[string]string) error {
+	d := c.decide(action, resource)
+	c.trace = d.Explain()
+	if d.Allowed {
+		return nil
+	}
+	return fault.New(fault.Denied, "not_authorized",
+		"%s is not authorized to %s on %s of account %s: no policy of the account allows it.",
+		c.Caller.IAMID, action, describe(resource), c.Account())
+}
+
+func describe(resource map[string]string) string {
+	if id := resource[access.Resource]; id != "" {
+		return resource[access.ResourceType] + " " + id
+	}
+	if s := resource[access.ServiceName]; s != "" {
+		return "service " + s
+	}
+	return "all services"
+}
+
+// InAccount returns resource attributes in the caller's account: the service
+// and pairs of further names and values. Empty values are left out.
+func (c *Call) InAccount(service string, pairs ...string) map[string]string {
+	m := map[string]string{access.AccountID: c.Account(), access.ServiceName: service}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			m[pairs[i]] = pairs[i+1]
+		}
+	}
+	return m
+}
+
+// With returns a copy of resource attributes with more of them.
+func With(resource map[string]string, pairs ...string) map[string]string {
+	m := maps.Clone(resource)
+	for i := 0; i+1 < len(pairs); i += 2 {
+		m[pairs[i]] = pairs[i+1]
+	}
+	return m
+}
+
+// recordFailure writes the event of a failed attempt and returns the fault
+// that the caller gets.
+func (c *Call) recordFailure(action string, target Target, err error) error {
+	f := fault.Of(err)
+	if action == "" {
+		action = "iam-identity.token.verify"
+	}
+	e := c.event(action, target)
+	e.SetReason(grant.StatusOf(f.Kind), f.Message)
+	e.Message += " -failure"
+	if err := c.Journal.Record(c.R.Context(), e); err != nil {
+		return err
+	}
+	return f
+}
+
+// event begins the activity event of this call.
+func (c *Call) event(action string, t Target) *activity.Event {
+	e := &activity.Event{
+		ID: uuid.NewString(), Time: activity.Time{Time: c.Now()}, Action: action,
+		CorrelationID: TransactionID(c.R.Context()), AccountID: c.OperatorAccount,
+		Target:    activity.Target{ID: t.CRN, Name: t.Name, TypeURI: t.TypeURI},
+		Observer:  activity.Observer{Name: "ActivityTracker"},
+		Initiator: activity.Initiator{TypeURI: activity.UnknownType},
+		Trace:     c.trace,
+	}
+	verb := action[strings.LastIndexByte(action, '.')+1:]
+	noun := t.TypeURI[strings.LastIndexByte(t.TypeURI, '/')+1:]
+	e.Message = strings.TrimSpace(fmt.Sprintf("%s: %s %s %s", c.Service, verb, noun, t.Name))
+	e.Severity = activity.Normal
+	if c.Caller != nil {
+		e.AccountID = c.Account()
+		e.Initiator = initiator(c.Caller)
+	}
+	e.Initiator.Host = PeerHost(c.R)
+	e.LogSourceCRN = c.Names.Of(strings.SplitN(action, ".", 2)[0], c.Region, e.AccountID, "", "", "").String()
+	if data, err := json.Marshal(map[string]string{"method": c.R.Method, "path": c.R.URL.Path}); err == nil {
+		e.RequestData = data
+	}
+	return e
+}
+
+func initiator(c *token.Claims) activity.Initiator {
+	i := activity.Initiator{
+		ID: c.IAMID, Name: c.Name, TypeURI: activity.UserType, AuthnID: c.IAMID, AuthnName: c.Name,
+		Credential: activity.Credential{Type: "token"},
+	}
+	switch c.SubType {
+	case token.SubServiceID:
+		i.TypeURI = activity.ServiceIDType
+	case token.SubProfile:
+		i.TypeURI = activity.ProfileType
+	}
+	if c.Authn != nil {
+		i.AuthnID, i.AuthnName = c.Authn.IAMID, c.Authn.Name
+	}
+	return i
+}
+
+// PeerHost describes the network peer of a request. Headers that name another
+// one are not believed.
+func PeerHost(r *http.Request) activity.Host {
+	h := activity.Host{Address: r.RemoteAddr, AddressType: "IPv4", Agent: r.UserAgent()}
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		h.Address = host
+	}
+	if strings.Contains(h.Address, ":") {
+		h.AddressType = "IPv6"
+	}
+	if len(h.Agent) > 256 {
+		h.Agent = h.Agent[:256]
+	}
+	return h
+}
+
+// decode reads one JSON object. Any content type is taken: curl labels JSON as
+// a form.
+func (c *Call) decode(into any) error {
+	dec := json.NewDecoder(c.R.Body)
+	if err := dec.Decode(into); err != nil {
+		return bodyFault(err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return fault.New(fault.Invalid, "invalid_body", "The body must be one JSON object and nothing after it.")
+	}
+	return nil
+}
+
+func bodyFault(err error) error {
+	var tooLarge *http.MaxBytesError
+	var wrongType *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &tooLarge):
+		return fault.New(fault.TooLarge, "request_too_large", "The body is larger than %d bytes.", tooLarge.Limit)
+	case errors.As(err, &wrongType):
+		return fault.New(fault.Invalid, "invalid_body", "The body's field %q must be a JSON %s.", wrongType.Field, jsonKind(wrongType.Type.Kind().String())).On(wrongType.Field)
+	case errors.Is(err, io.EOF):
+		return fault.New(fault.Invalid, "invalid_body", "The request has no body; send a JSON object.")
+	}
+	return fault.New(fault.Invalid, "invalid_body", "The body is not valid JSON: %v.", err)
+}
+
+func jsonKind(k string) string {
+	switch k {
+	case "struct", "map", "ptr":
+		return "object"
+	case "slice", "array":
+		return "array"
+	case "bool":
+		return "boolean"
+	case "string":
+		return "string"
+	}
+	return "number"
+}
+
+// IfMatch checks the request's If-Match header against an object. Families
+// whose clients always send it demand it.
+func (c *Call) IfMatch(m *object.Meta, id string, required bool) error {
+	header := c.R.Header.Get("If-Match")
+	if header == "" {
+		if required {
+			return fault.New(fault.Invalid, "invalid_body", "The request needs an If-Match header with the object's entity tag, or *.").OnHeader("If-Match")
+		}
+		return nil
+	}
+	if !object.MatchTag(header, m.Tag(id)) {
+		return fault.New(fault.Stale, "conflict", "The object was changed in the meantime; its entity tag is now %s.", m.Tag(id)).OnHeader("If-Match")
+	}
+	return nil
+}
+
+// NotFound is the fault for something absent, or in another account.
+func NotFound(noun, id string) *fault.Error {
+	return fault.New(fault.NotFound, "not_found", "The %s %q was not found.", noun, id)
+}
+
+// Invalid is the fault for a body or parameter that breaks a rule.
+func Invalid(format string, args ...any) *fault.Error {
+	return fault.New(fault.Invalid, "invalid_body", format, args...)
+}
+
+// Printable reports whether text fit to be a name or description: at most max
+// characters, none of them a control character.
+func Printable(s string, maxRunes int) bool {
+	n := 0
+	for _, r := range s {
+		if n++; n > maxRunes || r < ' ' || r == 0x7f || r == '\uFFFD' {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,110 @@
+// Package attest turns a compute resource's token into evidence: it checks who
+// signed it, for whom, when, and about what, and believes nothing else. Whether
+// the evidence may put on a profile is package trust's question.
+package attest
+
+import (
+	"fmt"
+	"time"
+
+	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/trust"
+)
+
+// Reason is why a token is not evidence.
+type Reason string
+
+// The reasons, in the order of the checks.
+const (
+	Malformed       Reason = "malformed"
+	UnknownIssuer   Reason = "unknown-issuer"
+	KeysUnavailable Reason = "keys-unavailable" // our side is broken, not the token
+	BadSignature    Reason = "bad-signature"
+	WrongAudience   Reason = "wrong-audience"
+	Expired         Reason = "expired"
+	BadTime         Reason = "bad-time" // not yet valid, or made to live too long
+	BadClaims       Reason = "bad-claims"
+	Misplaced       Reason = "misplaced" // signed by a host that does not hold the instance
+)
+
+// Names of the checks, in their order. Every trace of a compute resource token
+// has all of them.
+const (
+	CheckForm      = "token-form"
+	CheckIssuer    = "token-issuer"
+	CheckSignature = "token-signature"
+	CheckAudience  = "token-audience"
+	CheckTime      = "token-time"
+	CheckClaims    = "token-claims"
+	CheckPlacement = "resource-placement"
+)
+
+// Bounds on a compute resource token.
+const (
+	MaxLifetime = time.Hour        // exp - iat (reference/iam-identity.md section 6.4)
+	MaxSkew     = 30 * time.Second // how far the signer's clock may be ahead
+)
+
+// Refusal says why a token is not evidence. AccountIDs are the accounts in
+// which its issuer is registered: those it was aimed at.
+type Refusal struct {
+	Reason     Reason
+	Detail     string // for the caller
+	Trace      activity.Trace
+	AccountIDs []string
+	Cause      error
+}
+
+func (r *Refusal) Error() string {
+	if r.Cause != nil {
+		return fmt.Sprintf("%s: %s: %v", r.Reason, r.Detail, r.Cause)
+	}
+	return fmt.Sprintf("%s: %s", r.Reason, r.Detail)
+}
+
+func (r *Refusal) Unwrap() error { return r.Cause }
+
+// Proof is evidence with the trace of its checks.
+type Proof struct {
+	Evidence trust.Evidence
+	Trace    activity.Trace
+}
+
+// steps is the trace of one verification under way: checks that are not
+// reached are marked as skipped when it ends.
+type steps struct {
+	trace activity.Trace
+	names []string
+}
+
+func (s *steps) pass(name, wanted, found string) { s.trace.Pass(name, wanted, found) }
+
+// refuse ends the verification at a check.
+func (s *steps) refuse(reason Reason, name, wanted, found, hint string) *Refusal {
+	s.trace.Fail(name, wanted, found, hint)
+	for _, rest := range s.names[len(s.trace):] {
+		s.trace.Skip(rest)
+	}
+	return &Refusal{Reason: reason, Detail: hint, Trace: s.trace}
+}
+
+// checkTime checks iat, nbf and exp, all in Unix seconds; zero means absent.
+func checkTime(s *steps, now time.Time, iat, nbf, exp int64) *Refusal {
+	at := func(sec int64) string { return time.Unix(sec, 0).UTC().Format(time.RFC3339) }
+	clock := now.UTC().Format(time.RFC3339)
+	latest := now.Add(MaxSkew).Unix()
+	switch {
+	case exp == 0 || iat == 0:
+		return s.refuse(BadTime, CheckTime, "claims iat and exp", "absent", "The token must say when it was made and when it ends.")
+	case now.Unix() >= exp:
+		return s.refuse(Expired, CheckTime, "exp after "+clock, at(exp), "The token expired at "+at(exp)+".")
+	case nbf > latest || iat > latest:
+		return s.refuse(BadTime, CheckTime, fmt.Sprintf("iat and nbf not later than %s after %s", MaxSkew, clock), at(max(iat, nbf)),
+			"The token is not valid before "+at(max(iat, nbf))+"; compare the clocks.")
+	case exp-iat > int64(MaxLifetime/time.Second):
+		return s.refuse(BadTime, CheckTime, "lifetime at most "+MaxLifetime.String(), (time.Duration(exp-iat) * time.Second).String(),
+			fmt.Sprintf("The token lives %d s; at most %d s are accepted.", exp-iat, int64(MaxLifetime/time.Second)))
+	}
+	s.pass(CheckTime, "valid at "+clock, "until "+at(exp))
+	return nil
+}

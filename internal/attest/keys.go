@@ -1,0 +1,247 @@
+package attest
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"golang.org/x/sync/singleflight"
+
+	"tabard.dev/tabard/internal/cluster"
+)
+
+// Bounds on fetching a cluster's keys.
+const (
+	fetchTimeout  = 5 * time.Second
+	maxDocument   = 1 << 20          // bytes of a discovery document or key set
+	maxKeys       = 100              // in one key set
+	keysFresh     = 5 * time.Minute  // then they are fetched again: a withdrawn key stops counting
+	keysUsable    = time.Hour        // how long they count while fetching fails
+	unknownPeriod = 10 * time.Second // between fetches caused by unknown key ids or failures
+)
+
+// ErrNoSuchKey means that the cluster's key set is known and has no such key.
+var ErrNoSuchKey = errors.New("no such key")
+
+// Keys finds the public keys of clusters: from the uploaded key set, or from
+// the issuer's discovery document. Fetched keys are kept in memory; an unknown
+// key id causes another fetch, at a bounded rate, so that a rotation is noticed
+// and a flood of made-up ids is not passed on to the cluster.
+type Keys struct {
+	Now func() time.Time
+
+	flight singleflight.Group
+	mu     sync.Mutex
+	sets   map[string]*keySet // by cluster id
+}
+
+type keySet struct {
+	revision int64 // of the cluster, so that a changed registration starts anew
+	keys     []jose.JSONWebKey
+	fetched  time.Time // last success
+	tried    time.Time // last attempt
+	err      error     // of the last attempt
+}
+
+// Of returns the keys of the cluster with a key id; with an empty id all of
+// them. Errors: ErrNoSuchKey, or why the keys cannot be had.
+func (k *Keys) Of(ctx context.Context, c *cluster.Cluster, keyID string) ([]jose.JSONWebKey, error) {
+	set := k.known(c)
+	now := k.Now()
+	if len(c.JWKS) > 0 {
+		if set == nil {
+			keys, err := ParseKeys(c.JWKS)
+			if err != nil {
+				return nil, fmt.Errorf("uploaded keys: %w", err)
+			}
+			set = k.keep(c, keySet{keys: keys, fetched: now, tried: now})
+		}
+		return pick(set.keys, keyID)
+	}
+	usable := set != nil && now.Sub(set.fetched) < keysUsable
+	mayTry := set == nil || now.Sub(set.tried) >= unknownPeriod
+	if usable {
+		keys, err := pick(set.keys, keyID)
+		fresh := now.Sub(set.fetched) < keysFresh
+		if !mayTry || err == nil && fresh {
+			return keys, err
+		}
+	} else if !mayTry {
+		return nil, set.err
+	}
+	fetched, err, _ := k.flight.Do(fmt.Sprintf("%s/%d", c.ID, c.Revision), func() (any, error) {
+		// The answer serves every waiting request, so it must not end with
+		// the first one.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
+		defer cancel()
+		keys, err := fetch(ctx, c)
+		next := keySet{keys: keys, fetched: now, tried: now, err: err}
+		if err != nil && set != nil {
+			next.keys, next.fetched = set.keys, set.fetched
+		}
+		return k.keep(c, next), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	set = fetched.(*keySet)
+	if set.err != nil && now.Sub(set.fetched) >= keysUsable {
+		return nil, set.err
+	}
+	return pick(set.keys, keyID)
+}
+
+func (k *Keys) known(c *cluster.Cluster) *keySet {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if set := k.sets[c.ID]; set != nil && set.revision == c.Revision {
+		return set
+	}
+	return nil
+}
+
+func (k *Keys) keep(c *cluster.Cluster, set keySet) *keySet {
+	set.revision = c.Revision
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.sets == nil {
+		k.sets = map[string]*keySet{}
+	}
+	k.sets[c.ID] = &set
+	return &set
+}
+
+// Check fetches or parses the cluster's keys now, for the moment of its
+// registration.
+func (k *Keys) Check(ctx context.Context, c *cluster.Cluster) (int, error) {
+	if len(c.JWKS) > 0 {
+		keys, err := ParseKeys(c.JWKS)
+		return len(keys), err
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	keys, err := fetch(ctx, c)
+	return len(keys), err
+}
+
+func pick(keys []jose.JSONWebKey, id string) ([]jose.JSONWebKey, error) {
+	if id == "" {
+		if len(keys) == 1 {
+			return keys, nil
+		}
+		return nil, fmt.Errorf("%w: the token names none and there are %d", ErrNoSuchKey, len(keys))
+	}
+	var out []jose.JSONWebKey
+	for _, key := range keys {
+		if key.KeyID == id {
+			out = append(out, key)
+		}
+	}
+	if len(out) == 0 {
+		return nil, ErrNoSuchKey
+	}
+	return out, nil
+}
+
+// ParseKeys reads a key set. Private and symmetric keys are refused: they have
+// no place in it, and somebody has just shown them to us.
+func ParseKeys(b []byte) ([]jose.JSONWebKey, error) {
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal(b, &set); err != nil {
+		return nil, fmt.Errorf("not a JSON web key set: %w", err)
+	}
+	if len(set.Keys) == 0 || len(set.Keys) > maxKeys {
+		return nil, fmt.Errorf("the key set has %d keys, want 1 to %d", len(set.Keys), maxKeys)
+	}
+	for _, key := range set.Keys {
+		if !key.Valid() || !key.IsPublic() {
+			return nil, fmt.Errorf("key %q is not a valid public key", key.KeyID)
+		}
+	}
+	return set.Keys, nil
+}
+
+func fetch(ctx context.Context, c *cluster.Cluster) ([]jose.JSONWebKey, error) {
+	client, err := clientFor(c)
+	if err != nil {
+		return nil, err
+	}
+	defer client.CloseIdleConnections()
+	var discovery struct {
+		Issuer  string `json:"issuer"`
+		JWKSURI string `json:"jwks_uri"`
+	}
+	doc, err := get(ctx, client, strings.TrimSuffix(c.Issuer, "/")+"/.well-known/openid-configuration")
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(doc, &discovery); err != nil {
+		return nil, fmt.Errorf("the discovery document is not JSON: %w", err)
+	}
+	if discovery.Issuer != c.Issuer {
+		return nil, fmt.Errorf("the discovery document is of issuer %q", discovery.Issuer)
+	}
+	if err := cluster.ValidFetchURL(discovery.JWKSURI); err != nil {
+		return nil, fmt.Errorf("jwks_uri: %w", err)
+	}
+	doc, err = get(ctx, client, discovery.JWKSURI)
+	if err != nil {
+		return nil, err
+	}
+	return ParseKeys(doc)
+}
+
+func clientFor(c *cluster.Cluster) (*http.Client, error) {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CA != "" {
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM([]byte(c.CA)) {
+			return nil, errors.New("the cluster's CA holds no certificate in PEM")
+		}
+		transport.TLSClientConfig.RootCAs = pool
+	}
+	return &http.Client{
+		Transport: transport,
+		Timeout:   fetchTimeout,
+		// A redirect would take the request where nobody registered it to go.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", url, err)
+	}
+	req.Header.Set("Accept", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", url, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read-only
+	if resp.StatusCode != http.StatusOK {
+		hint := ""
+		if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
+			hint = " (does the cluster allow anonymous discovery? else register its keys with jwks)"
+		}
+		return nil, fmt.Errorf("fetch %s: HTTP status %s%s", url, resp.Status, hint)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", url, err)
+	}
+	if len(b) > maxDocument {
+		return nil, fmt.Errorf("fetch %s: the answer is longer than %d bytes", url, maxDocument)
+	}
+	return b, nil
+}

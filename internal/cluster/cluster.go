@@ -1,0 +1,108 @@
+// Package cluster holds registered Kubernetes clusters and hypervisor hosts:
+// the parties whose signatures attest is told to believe, and about whose own
+// workloads only (promise 5).
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"tabard.dev/tabard/internal/identity"
+	"tabard.dev/tabard/internal/object"
+)
+
+// DefaultAudience is what a service-account token must be made for.
+const DefaultAudience = "iam"
+
+// Cluster is a Kubernetes cluster whose service-account tokens count as
+// evidence in one account.
+type Cluster struct {
+	object.Meta
+	ID              string          `json:"id"` // 20 lower-case letters and digits
+	CRN             string          `json:"crn"`
+	AccountID       string          `json:"account_id"`
+	Name            string          `json:"name"` // unique in the account
+	Type            identity.CRType `json:"type"` // IKS_SA or ROKS_SA
+	Location        string          `json:"location"`
+	ResourceGroupID string          `json:"resource_group_id"`
+	Issuer          string          `json:"issuer"` // exactly the iss of its tokens
+	Audience        string          `json:"audience"`
+
+	// Keys come from JWKS when it is given, else from the issuer's discovery
+	// document, whose server certificate CA vouches for when it is given.
+	JWKS json.RawMessage `json:"jwks,omitempty"`
+	CA   string          `json:"ca,omitempty"` // PEM
+}
+
+// Validate checks what a caller gave.
+func (c *Cluster) Validate() error {
+	if c.Name == "" || len(c.Name) > 100 {
+		return errors.New("name must have 1 to 100 characters")
+	}
+	if strings.ContainsAny(c.Name, ":\n\r\t") {
+		return errors.New("name must not contain colons or control characters")
+	}
+	if c.Type != identity.IKSSA && c.Type != identity.ROKSSA {
+		return fmt.Errorf("type must be %s or %s", identity.IKSSA, identity.ROKSSA)
+	}
+	if c.Issuer == "" {
+		return errors.New("issuer is required: the iss claim of the cluster's service-account tokens")
+	}
+	if len(c.Audience) == 0 || len(c.Audience) > 256 {
+		return errors.New("audience must have 1 to 256 characters")
+	}
+	if len(c.JWKS) > 0 {
+		return nil
+	}
+	return ValidFetchURL(c.Issuer)
+}
+
+// ValidFetchURL reports why a URL may not be fetched: keys are only believed
+// over TLS, except from the machine itself.
+func ValidFetchURL(raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" {
+		return fmt.Errorf("issuer %q is not a URL; register the keys themselves with jwks", raw)
+	}
+	switch u.Scheme {
+	case "https":
+		return nil
+	case "http":
+		host := u.Hostname()
+		ip, err := netip.ParseAddr(host)
+		if host == "localhost" || err == nil && ip.IsLoopback() {
+			return nil
+		}
+	}
+	return fmt.Errorf("issuer %q must be an https URL (http only on loopback)", raw)
+}
+
+// Host is a machine that runs instances and signs for them. The key set is
+// public; the private half stays with the host.
+type Host struct {
+	object.Meta
+	ID   string          `json:"id"`
+	Name string          `json:"name"`
+	JWKS json.RawMessage `json:"jwks"`
+}
+
+// KeyIDs returns the ids of the host's keys.
+func (h *Host) KeyIDs() []string {
+	var set struct {
+		Keys []struct {
+			KeyID string `json:"kid"`
+		} `json:"keys"`
+	}
+	if json.Unmarshal(h.JWKS, &set) != nil {
+		return nil // a host without readable keys signs nothing
+	}
+	ids := make([]string, len(set.Keys))
+	for i, k := range set.Keys {
+		ids[i] = k.KeyID
+	}
+	return ids
+}

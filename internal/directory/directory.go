@@ -1,0 +1,314 @@
+// Package directory holds all objects of an installation in memory, indexed by
+// the keys that requests carry, and is the one way to change them. Reads never
+// touch the store. A change is a transaction: checked, made durable together
+// with its activity event, applied to memory, and only then answered.
+package directory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tabard.dev/tabard/internal/access"
+	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/cluster"
+	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/identity"
+	"tabard.dev/tabard/internal/object"
+	"tabard.dev/tabard/internal/resource"
+	"tabard.dev/tabard/internal/store"
+	"tabard.dev/tabard/internal/vpc"
+)
+
+// Config are the directory's collaborators.
+type Config struct {
+	Store   store.Store
+	Catalog *access.Catalog
+	Now     func() time.Time
+}
+
+// Directory is the installation's objects. Its tables and indexes may be read
+// from any goroutine.
+type Directory struct {
+	cfg    Config
+	writer chan struct{} // holds one token: the right to change
+	mu     sync.RWMutex  // guards all rows
+	tables map[string]table
+
+	watchMu  sync.Mutex
+	watchers map[*Watcher]struct{}
+
+	Accounts *Table[identity.Account]
+
+	Users          *Table[identity.User]
+	UsersByAccount *Index[identity.User]
+
+	ServiceIDs          *Table[identity.ServiceID]
+	ServiceIDsByAccount *Index[identity.ServiceID]
+
+	APIKeys           *Table[identity.APIKey]
+	APIKeysByHash     *Index[identity.APIKey]
+	APIKeysByIdentity *Index[identity.APIKey]
+	APIKeysByAccount  *Index[identity.APIKey]
+
+	Profiles          *Table[identity.Profile]
+	ProfilesByName    *Index[identity.Profile] // key: Key(account, name)
+	ProfilesByAccount *Index[identity.Profile]
+
+	Links          *Table[identity.Link]
+	LinksByProfile *Index[identity.Link]
+	LinksByCRN     *Index[identity.Link]
+
+	Rules          *Table[identity.ClaimRule]
+	RulesByProfile *Index[identity.ClaimRule]
+
+	Policies          *Table[access.Policy]
+	PoliciesByAccount *Index[access.Policy]
+	policiesBySubject *Index[access.Policy] // key: Key(account, subject, service or "")
+	PoliciesOfSubject *Index[access.Policy] // key: Key(account, subject), deleted ones too
+
+	Groups          *Table[access.Group]
+	GroupsByAccount *Index[access.Group]
+	groupsByMember  *Index[access.Group] // key: Key(account, iam id)
+
+	ResourceGroups          *Table[resource.Group]
+	ResourceGroupsByAccount *Index[resource.Group]
+
+	Resources          *Table[resource.Instance]
+	ResourcesByAccount *Index[resource.Instance]
+
+	Clusters          *Table[cluster.Cluster]
+	ClustersByIssuer  *Index[cluster.Cluster]
+	ClustersByAccount *Index[cluster.Cluster]
+
+	Hosts      *Table[cluster.Host]
+	HostsByKey *Index[cluster.Host] // key: key id
+
+	VPCs          *Table[vpc.VPC]
+	VPCsByAccount *Index[vpc.VPC]
+
+	Subnets          *Table[vpc.Subnet]
+	SubnetsByAccount *Index[vpc.Subnet]
+	SubnetsByVPC     *Index[vpc.Subnet]
+
+	Keys          *Table[vpc.Key]
+	KeysByAccount *Index[vpc.Key]
+
+	Instances          *Table[vpc.Instance]
+	InstancesByAccount *Index[vpc.Instance]
+	InstancesByHost    *Index[vpc.Instance]
+	InstancesByVPC     *Index[vpc.Instance]
+	InstancesBySubnet  *Index[vpc.Instance]
+
+	FloatingIPs           *Table[vpc.FloatingIP]
+	FloatingIPsByAccount  *Index[vpc.FloatingIP]
+	FloatingIPsByInstance *Index[vpc.FloatingIP]
+
+	SigningKeys *Table[SigningKey]
+}
+
+// SigningKey is a key pair of this installation, its private half sealed.
+type SigningKey struct {
+	object.Meta
+	ID        string    `json:"id"`   // the key id in tokens
+	Use       string    `json:"use"`  // who signs with it: "access-token" or "host/<id>"
+	Alg       string    `json:"alg"`  // ES256 or RS256
+	NotBefore time.Time `json:"nbf"`  // published from creation on, signs from here on
+	Until     time.Time `json:"naf"`  // signs until here
+	Sealed    []byte    `json:"priv"` // PKCS #8, see token.Sealer
+	Public    []byte    `json:"pub"`  // PKIX
+}
+
+// Key joins the parts of a composite index key. The separator cannot occur in
+// any part that an API accepts.
+func Key(parts ...string) string { return strings.Join(parts, "\x00") }
+
+// Open loads all objects of the store.
+func Open(ctx context.Context, cfg Config) (*Directory, error) {
+	d := &Directory{cfg: cfg, writer: make(chan struct{}, 1), tables: map[string]table{}, watchers: map[*Watcher]struct{}{}}
+	d.writer <- struct{}{}
+	d.define()
+	err := cfg.Store.Load(ctx, func(r store.Record) error {
+		t, ok := d.tables[r.Kind]
+		if !ok {
+			return fmt.Errorf("load %s %s: this program does not know the kind; was the data written by a newer one?", r.Kind, r.ID)
+		}
+		return t.load(r)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Catalog implements [access.View].
+func (d *Directory) Catalog() *access.Catalog { return d.cfg.Catalog }
+
+// GroupsOf implements [access.View].
+func (d *Directory) GroupsOf(accountID, iamID string) []string {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	rows := d.groupsByMember.rows[Key(accountID, iamID)]
+	if len(rows) == 0 {
+		return nil
+	}
+	out := make([]string, len(rows))
+	for i, g := range rows {
+		out[i] = g.ID
+	}
+	slices.Sort(out)
+	return out
+}
+
+// PoliciesOf implements [access.View].
+func (d *Directory) PoliciesOf(accountID, subjectID, service string) []*access.Policy {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	index := d.policiesBySubject.rows
+	out := slices.Clone(index[Key(accountID, subjectID, "")])
+	if service != "" {
+		out = append(out, index[Key(accountID, subjectID, service)]...)
+		if parent, _, child := strings.Cut(service, "."); child {
+			out = append(out, index[Key(accountID, subjectID, parent)]...)
+		}
+	}
+	return out
+}
+
+// Tx is a transaction under way. It reads the state before it: what it stages
+// is seen when Update has returned.
+type Tx struct {
+	By  string // IAM ID of who changes
+	Now time.Time
+
+	batch   store.Batch
+	apply   []func()
+	touched []string
+	err     error
+}
+
+func (tx *Tx) fail(err error) { tx.err = errors.Join(tx.err, err) }
+
+// Record adds an activity event that becomes durable with the change.
+func (tx *Tx) Record(e *activity.Event) {
+	encoded, err := store.NewEvent(e)
+	if err != nil {
+		tx.fail(err)
+		return
+	}
+	tx.batch.Events = append(tx.batch.Events, encoded)
+}
+
+// Update runs f as the only writer and commits what it staged. When f or the
+// commit fails, nothing has changed. The returned error is a fault.
+func (d *Directory) Update(ctx context.Context, by string, f func(*Tx) error) error {
+	select {
+	case <-d.writer:
+	case <-ctx.Done():
+		return fault.New(fault.Unavailable, "service_unavailable", "The request ended before its turn to write came.").Because(ctx.Err())
+	}
+	defer func() { d.writer <- struct{}{} }()
+	// Whole seconds would make two changes in one second look the same; the
+	// store keeps nanoseconds, the APIs round as they like.
+	tx := &Tx{By: by, Now: d.cfg.Now().UTC()}
+	if err := f(tx); err != nil {
+		return err
+	}
+	if tx.err != nil {
+		return fault.Of(tx.err)
+	}
+	if len(tx.apply) == 0 && len(tx.batch.Events) == 0 {
+		return nil
+	}
+	if err := d.cfg.Store.Commit(ctx, tx.batch); err != nil {
+		return d.refused(err)
+	}
+	d.mu.Lock()
+	for _, apply := range tx.apply {
+		apply()
+	}
+	d.mu.Unlock()
+	d.notify(tx.touched)
+	return nil
+}
+
+func (d *Directory) refused(err error) error {
+	var taken *store.TakenError
+	if errors.As(err, &taken) {
+		kind, _, _ := strings.Cut(taken.Key, "/")
+		if t, ok := d.tables[kind].(interface{ taken() error }); ok {
+			return t.taken()
+		}
+	}
+	if errors.Is(err, store.ErrStale) {
+		return fault.New(fault.Stale, "conflict", "The object was changed by somebody else in the meantime; read it again.").Because(err)
+	}
+	e := fault.New(fault.Unavailable, "service_unavailable", "The change could not be stored, so nothing has changed. Try again.").Because(err)
+	e.RetryAfter = time.Second
+	return e
+}
+
+// Watcher is told that objects of some kinds have changed, not which: it looks
+// for itself. Signals that nobody fetched fall together into one.
+type Watcher struct {
+	C     <-chan struct{}
+	c     chan struct{}
+	kinds []string
+	dir   *Directory
+}
+
+// Kinds that can be watched.
+const KindInstance = "instance"
+
+// Watch returns a watcher of the kinds. Stop ends it.
+func (d *Directory) Watch(kinds ...string) *Watcher {
+	c := make(chan struct{}, 1)
+	w := &Watcher{C: c, c: c, kinds: kinds, dir: d}
+	d.watchMu.Lock()
+	defer d.watchMu.Unlock()
+	d.watchers[w] = struct{}{}
+	return w
+}
+
+// Stop ends the watch.
+func (w *Watcher) Stop() {
+	w.dir.watchMu.Lock()
+	defer w.dir.watchMu.Unlock()
+	delete(w.dir.watchers, w)
+}
+
+func (d *Directory) notify(kinds []string) {
+	d.watchMu.Lock()
+	defer d.watchMu.Unlock()
+	for w := range d.watchers {
+		if slices.ContainsFunc(kinds, func(k string) bool { return slices.Contains(w.kinds, k) }) {
+			select {
+			case w.c <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// ClustersOf returns the clusters registered with an issuer.
+func (d *Directory) ClustersOf(issuer string) []*cluster.Cluster {
+	return d.ClustersByIssuer.Get(issuer)
+}
+
+// HostOfKey returns the host that signs with a key id.
+func (d *Directory) HostOfKey(keyID string) (*cluster.Host, bool) { return d.HostsByKey.One(keyID) }
+
+// Instance returns an instance by id.
+func (d *Directory) Instance(id string) (*vpc.Instance, bool) { return d.Instances.Get(id) }
+
+// ResourceGroupName returns a resource group's name, or "".
+func (d *Directory) ResourceGroupName(id string) string {
+	if g, ok := d.ResourceGroups.Get(id); ok {
+		return g.Name
+	}
+	return ""
+}

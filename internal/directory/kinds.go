@@ -1,0 +1,163 @@
+package directory
+
+import (
+	"strings"
+
+	"tabard.dev/tabard/internal/access"
+	"tabard.dev/tabard/internal/cluster"
+	"tabard.dev/tabard/internal/identity"
+	"tabard.dev/tabard/internal/object"
+	"tabard.dev/tabard/internal/resource"
+	"tabard.dev/tabard/internal/vpc"
+)
+
+// define lists every kind of object with its unique keys and indexes.
+func (d *Directory) define() {
+	d.Accounts = newTable(d, "account", "account",
+		func(a *identity.Account) *object.Meta { return &a.Meta },
+		func(a *identity.Account) string { return a.ID })
+
+	d.Users = newTable(d, "user", "user",
+		func(u *identity.User) *object.Meta { return &u.Meta },
+		func(u *identity.User) string { return UserKey(u.AccountID, u.IAMID) })
+	d.UsersByAccount = d.Users.index(func(u *identity.User) []string { return []string{u.AccountID} })
+
+	d.ServiceIDs = newTable(d, "service-id", "service ID",
+		func(s *identity.ServiceID) *object.Meta { return &s.Meta },
+		func(s *identity.ServiceID) string { return s.ID })
+	d.ServiceIDsByAccount = d.ServiceIDs.index(func(s *identity.ServiceID) []string { return []string{s.AccountID} })
+
+	d.APIKeys = newTable(d, "api-key", "API key",
+		func(k *identity.APIKey) *object.Meta { return &k.Meta },
+		func(k *identity.APIKey) string { return k.ID })
+	d.APIKeys.unique = func(k *identity.APIKey) []string { return []string{k.Hash} }
+	d.APIKeysByHash = d.APIKeys.index(func(k *identity.APIKey) []string { return []string{k.Hash} })
+	d.APIKeysByIdentity = d.APIKeys.index(func(k *identity.APIKey) []string { return []string{Key(k.AccountID, k.IAMID)} })
+	d.APIKeysByAccount = d.APIKeys.index(func(k *identity.APIKey) []string { return []string{k.AccountID} })
+
+	d.Profiles = newTable(d, "profile", "trusted profile",
+		func(p *identity.Profile) *object.Meta { return &p.Meta },
+		func(p *identity.Profile) string { return p.ID })
+	d.Profiles.unique = func(p *identity.Profile) []string { return []string{Key(p.AccountID, p.Name)} }
+	d.ProfilesByName = d.Profiles.index(d.Profiles.unique)
+	d.ProfilesByAccount = d.Profiles.index(func(p *identity.Profile) []string { return []string{p.AccountID} })
+
+	d.Links = newTable(d, "link", "link",
+		func(l *identity.Link) *object.Meta { return &l.Meta },
+		func(l *identity.Link) string { return l.ID })
+	d.Links.unique = func(l *identity.Link) []string {
+		return []string{Key(l.ProfileID, string(l.CRType), l.CRN, l.Namespace, l.ServiceAccount, l.ComponentType, l.ComponentName)}
+	}
+	d.LinksByProfile = d.Links.index(func(l *identity.Link) []string { return []string{l.ProfileID} })
+	d.LinksByCRN = d.Links.index(func(l *identity.Link) []string { return []string{l.CRN} })
+
+	d.Rules = newTable(d, "claim-rule", "claim rule",
+		func(r *identity.ClaimRule) *object.Meta { return &r.Meta },
+		func(r *identity.ClaimRule) string { return r.ID })
+	d.RulesByProfile = d.Rules.index(func(r *identity.ClaimRule) []string { return []string{r.ProfileID} })
+
+	d.Policies = newTable(d, "policy", "policy",
+		func(p *access.Policy) *object.Meta { return &p.Meta },
+		func(p *access.Policy) string { return p.ID })
+	d.PoliciesByAccount = d.Policies.index(func(p *access.Policy) []string { return []string{p.AccountID} })
+	d.PoliciesOfSubject = d.Policies.index(func(p *access.Policy) []string { return []string{Key(p.AccountID, p.SubjectID())} })
+	d.policiesBySubject = d.Policies.index(func(p *access.Policy) []string {
+		if p.State != access.Active || p.Type != access.TypeAccess {
+			return nil
+		}
+		return []string{Key(p.AccountID, p.SubjectID(), p.Service())}
+	})
+
+	d.Groups = newTable(d, "access-group", "access group",
+		func(g *access.Group) *object.Meta { return &g.Meta },
+		func(g *access.Group) string { return g.ID })
+	d.Groups.unique = func(g *access.Group) []string { return []string{Key(g.AccountID, strings.ToLower(g.Name))} }
+	d.GroupsByAccount = d.Groups.index(func(g *access.Group) []string { return []string{g.AccountID} })
+	d.groupsByMember = d.Groups.index(func(g *access.Group) []string {
+		keys := make([]string, len(g.Members))
+		for i, m := range g.Members {
+			keys[i] = Key(g.AccountID, m.IAMID)
+		}
+		return keys
+	})
+
+	d.ResourceGroups = newTable(d, "resource-group", "resource group",
+		func(g *resource.Group) *object.Meta { return &g.Meta },
+		func(g *resource.Group) string { return g.ID })
+	d.ResourceGroups.unique = func(g *resource.Group) []string { return []string{Key(g.AccountID, g.Name)} }
+	d.ResourceGroupsByAccount = d.ResourceGroups.index(func(g *resource.Group) []string { return []string{g.AccountID} })
+
+	d.Resources = newTable(d, "resource-instance", "resource instance",
+		func(i *resource.Instance) *object.Meta { return &i.Meta },
+		func(i *resource.Instance) string { return i.GUID })
+	d.ResourcesByAccount = d.Resources.index(func(i *resource.Instance) []string { return []string{i.AccountID} })
+
+	d.Clusters = newTable(d, "cluster", "cluster",
+		func(c *cluster.Cluster) *object.Meta { return &c.Meta },
+		func(c *cluster.Cluster) string { return c.ID })
+	d.Clusters.unique = func(c *cluster.Cluster) []string { return []string{Key(c.AccountID, c.Name)} }
+	d.ClustersByIssuer = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.Issuer} })
+	d.ClustersByAccount = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.AccountID} })
+
+	d.Hosts = newTable(d, "host", "host",
+		func(h *cluster.Host) *object.Meta { return &h.Meta },
+		func(h *cluster.Host) string { return h.ID })
+	d.HostsByKey = d.Hosts.index((*cluster.Host).KeyIDs)
+
+	d.VPCs = newTable(d, "vpc", "VPC",
+		func(v *vpc.VPC) *object.Meta { return &v.Meta },
+		func(v *vpc.VPC) string { return v.ID })
+	d.VPCs.unique = func(v *vpc.VPC) []string { return []string{Key(v.AccountID, v.Name)} }
+	d.VPCsByAccount = d.VPCs.index(func(v *vpc.VPC) []string { return []string{v.AccountID} })
+
+	d.Subnets = newTable(d, "subnet", "subnet",
+		func(s *vpc.Subnet) *object.Meta { return &s.Meta },
+		func(s *vpc.Subnet) string { return s.ID })
+	d.Subnets.unique = func(s *vpc.Subnet) []string { return []string{Key(s.AccountID, s.Name)} }
+	d.SubnetsByAccount = d.Subnets.index(func(s *vpc.Subnet) []string { return []string{s.AccountID} })
+	d.SubnetsByVPC = d.Subnets.index(func(s *vpc.Subnet) []string { return []string{s.VPCID} })
+
+	d.Keys = newTable(d, "ssh-key", "key",
+		func(k *vpc.Key) *object.Meta { return &k.Meta },
+		func(k *vpc.Key) string { return k.ID })
+	d.Keys.unique = func(k *vpc.Key) []string {
+		return []string{Key(k.AccountID, "name", k.Name), Key(k.AccountID, "content", k.Fingerprint)}
+	}
+	d.KeysByAccount = d.Keys.index(func(k *vpc.Key) []string { return []string{k.AccountID} })
+
+	d.Instances = newTable(d, KindInstance, "instance",
+		func(i *vpc.Instance) *object.Meta { return &i.Meta },
+		func(i *vpc.Instance) string { return i.ID })
+	d.Instances.unique = func(i *vpc.Instance) []string { return []string{Key(i.AccountID, i.Name)} }
+	d.InstancesByAccount = d.Instances.index(func(i *vpc.Instance) []string { return []string{i.AccountID} })
+	d.InstancesByHost = d.Instances.index(func(i *vpc.Instance) []string { return []string{i.HostID} })
+	d.InstancesByVPC = d.Instances.index(func(i *vpc.Instance) []string { return []string{i.VPCID} })
+	d.InstancesBySubnet = d.Instances.index(func(i *vpc.Instance) []string {
+		keys := make([]string, len(i.Interfaces))
+		for n, nic := range i.Interfaces {
+			keys[n] = nic.SubnetID
+		}
+		return keys
+	})
+
+	d.FloatingIPs = newTable(d, "floating-ip", "floating IP",
+		func(f *vpc.FloatingIP) *object.Meta { return &f.Meta },
+		func(f *vpc.FloatingIP) string { return f.ID })
+	d.FloatingIPs.unique = func(f *vpc.FloatingIP) []string {
+		return []string{Key("address", f.Address.String()), Key(f.AccountID, f.Name)}
+	}
+	d.FloatingIPsByAccount = d.FloatingIPs.index(func(f *vpc.FloatingIP) []string { return []string{f.AccountID} })
+	d.FloatingIPsByInstance = d.FloatingIPs.index(func(f *vpc.FloatingIP) []string {
+		if f.InstanceID == "" {
+			return nil
+		}
+		return []string{f.InstanceID}
+	})
+
+	d.SigningKeys = newTable(d, "signing-key", "signing key",
+		func(k *SigningKey) *object.Meta { return &k.Meta },
+		func(k *SigningKey) string { return k.ID })
+}
+
+// UserKey is the id of a user in one account; one person may be in several.
+func UserKey(accountID, iamID string) string { return accountID + "/" + iamID }

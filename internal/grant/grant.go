@@ -1,0 +1,248 @@
+// Package grant gives out access tokens: one method for each way to earn one.
+// Each walks its fixed list of checks, records the outcome with the trace, and
+// lets the token go only after the record is durable (promise 2).
+package grant
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+
+	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/attest"
+	"tabard.dev/tabard/internal/crn"
+	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/token"
+	"tabard.dev/tabard/internal/trust"
+)
+
+// Recorder makes events durable.
+type Recorder interface {
+	Record(ctx context.Context, events ...*activity.Event) error
+}
+
+// Config are the collaborators.
+type Config struct {
+	Directory  *directory.Directory
+	Kubernetes *attest.Kubernetes
+	Instances  *attest.Instances
+	Tokens     *token.Issuer
+	Sealer     *token.Sealer
+	Journal    Recorder
+	Names      crn.Names
+	Now        func() time.Time
+
+	// OperatorAccount is the account whose administrators run the
+	// installation. Attempts that cannot be assigned to an account stand in
+	// its log.
+	OperatorAccount string
+
+	// Observe, when not nil, is told of every attempt: the grant, and "ok" or
+	// the error code.
+	Observe func(grant, outcome string, took time.Duration)
+}
+
+// Service gives out access tokens.
+type Service struct{ cfg Config }
+
+// New returns the service.
+func New(cfg Config) *Service { return &Service{cfg} }
+
+// Origin is where a request came from.
+type Origin struct {
+	TransactionID string
+	Address       string // of the peer, without port
+	Agent         string // user agent
+	ClientID      string // "default" when the caller did not authenticate as a client
+}
+
+// Answer is what a successful grant gives.
+type Answer struct {
+	AccessToken  string
+	RefreshToken string // "" when the grant has none
+	Claims       token.Claims
+}
+
+// Grant types (reference/iam-identity.md section 1.2).
+const (
+	TypeAPIKey  = "urn:ibm:params:oauth:grant-type:apikey"
+	TypeCRToken = "urn:ibm:params:oauth:grant-type:cr-token"
+	TypeAssume  = "urn:ibm:params:oauth:grant-type:assume"
+	TypeRefresh = "refresh_token"
+)
+
+// Names of the checks that this package adds to those of package attest.
+const (
+	CheckSelector   = "profile-selector"
+	CheckProfile    = "profile"
+	CheckLink       = "profile-link"
+	CheckRule       = "profile-rule"
+	CheckCredential = "credential"
+	CheckSubject    = "subject"
+	CheckTrust      = "profile-identity"
+)
+
+// attempt is one request for a token under way.
+type attempt struct {
+	svc     *Service
+	origin  Origin
+	grant   string
+	started time.Time
+	trace   activity.Trace
+	event   activity.Event
+	with    []*activity.Event // recorded in the same commit as the login's
+	request map[string]string
+}
+
+func (s *Service) begin(grant, action, what string, o Origin) *attempt {
+	now := s.cfg.Now()
+	return &attempt{
+		svc: s, origin: o, grant: grant, started: now,
+		request: map[string]string{"grant_type": grant, "client_id": o.ClientID},
+		event: activity.Event{
+			ID: uuid.NewString(), Time: activity.Time{Time: now}, Action: action,
+			Message:  "IAM Identity Service: login." + what,
+			Severity: activity.Normal, CorrelationID: o.TransactionID,
+			AccountID: s.cfg.OperatorAccount,
+			Initiator: activity.Initiator{
+				TypeURI: activity.UnknownType,
+				Host:    activity.Host{Address: o.Address, AddressType: "IPv4", Agent: o.Agent},
+			},
+			Target:   activity.Target{TypeURI: "iam-identity/" + what},
+			Observer: activity.Observer{Name: "ActivityTracker"},
+		},
+	}
+}
+
+// issue signs the token, makes its event durable, and only then returns it.
+func (a *attempt) issue(ctx context.Context, c token.Claims, life time.Duration) (Answer, error) {
+	c.GrantType, c.ClientID = a.grant, a.origin.ClientID
+	raw, claims, err := a.svc.cfg.Tokens.Issue(c, life)
+	if err != nil {
+		return Answer{}, a.refuse(ctx, fault.Of(err))
+	}
+	a.event.Message += " " + a.event.Target.Name
+	a.event.SetReason(http.StatusOK, "")
+	a.event.ResponseData = object(map[string]string{"jti": claims.JTI, "expiration": time.Unix(claims.Expires, 0).UTC().Format(time.RFC3339)})
+	if err := a.record(ctx); err != nil {
+		a.observe(fault.Of(err).Code)
+		return Answer{}, err
+	}
+	a.observe("ok")
+	return Answer{AccessToken: raw, Claims: claims}, nil
+}
+
+// refuse records the refusal and returns it; a refusal that cannot be recorded
+// is answered as unavailable.
+func (a *attempt) refuse(ctx context.Context, f *fault.Error) error {
+	a.event.SetReason(StatusOf(f.Kind), f.Message+detail(f))
+	a.event.Message += " -failure"
+	if err := a.record(ctx); err != nil {
+		a.observe(fault.Of(err).Code)
+		return err
+	}
+	a.observe(f.Code)
+	return f
+}
+
+func detail(f *fault.Error) string {
+	if f.Detail == "" {
+		return ""
+	}
+	return ": " + f.Detail
+}
+
+func (a *attempt) record(ctx context.Context) error {
+	a.event.Trace = a.trace
+	a.event.RequestData = object(a.request)
+	a.event.LogSourceCRN = a.svc.cfg.Names.Of("iam-identity", "global", a.event.AccountID, "", "", "").String()
+	for _, e := range a.with {
+		e.AccountID = a.event.AccountID
+		e.Outcome, e.Reason, e.Trace = a.event.Outcome, a.event.Reason, a.trace
+		if a.event.Outcome == activity.Failure {
+			e.Severity = a.event.Severity
+			e.Message += " -failure"
+		}
+	}
+	return a.svc.cfg.Journal.Record(ctx, append(a.with, &a.event)...)
+}
+
+func (a *attempt) observe(outcome string) {
+	if a.svc.cfg.Observe != nil {
+		a.svc.cfg.Observe(a.grant, outcome, a.svc.cfg.Now().Sub(a.started))
+	}
+}
+
+// object encodes event data; a map of strings always encodes.
+func object(m map[string]string) json.RawMessage {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// StatusOf is the HTTP status of a kind of fault.
+func StatusOf(k fault.Kind) int {
+	switch k {
+	case fault.Invalid:
+		return http.StatusBadRequest
+	case fault.Unauthenticated:
+		return http.StatusUnauthorized
+	case fault.Denied:
+		return http.StatusForbidden
+	case fault.NotFound:
+		return http.StatusNotFound
+	case fault.Conflict, fault.Stale:
+		return http.StatusConflict
+	case fault.TooLarge:
+		return http.StatusRequestEntityTooLarge
+	case fault.Unsupported:
+		return http.StatusUnsupportedMediaType
+	case fault.Limited:
+		return http.StatusTooManyRequests
+	case fault.Unavailable:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// RefuseForm records a request for a token that did not come as far as a
+// grant, such as one without a grant_type.
+func (s *Service) RefuseForm(ctx context.Context, o Origin, f *fault.Error) error {
+	a := s.begin("", "iam-identity.token.login", "token", o)
+	a.trace.Fail("request-form", "a form with a known grant_type", f.Detail, f.Message)
+	return a.refuse(ctx, f)
+}
+
+// MissingProperty is the fault of a form without a required field.
+func MissingProperty(name string) *fault.Error { return missing(name) }
+
+// asRefusal returns the verifier's refusal in err.
+func asRefusal(err error) *attest.Refusal {
+	var r *attest.Refusal
+	if errors.As(err, &r) {
+		return r
+	}
+	return &attest.Refusal{Reason: attest.Malformed, Detail: "The token could not be checked.", Cause: err}
+}
+
+func (a *attempt) initiateProfile(id, name string, ev trust.Evidence) {
+	a.event.Initiator.ID, a.event.Initiator.Name = crn.IAMID(id), name
+	a.event.Initiator.TypeURI = activity.ProfileType
+	a.event.Initiator.Credential.Type = "profile"
+	a.initiateEvidence(ev)
+}
+
+func (a *attempt) initiateEvidence(ev trust.Evidence) {
+	a.event.Initiator.AuthnID, a.event.Initiator.AuthnName = ev.AuthnID(), ev.Name
+	if a.event.Initiator.Credential.Type == "" {
+		a.event.Initiator.TypeURI = activity.ComputeType
+		a.event.Initiator.Credential.Type = "compute-resource"
+	}
+}

@@ -1,0 +1,281 @@
+package grant
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/crn"
+	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/identity"
+	"tabard.dev/tabard/internal/token"
+)
+
+func profileKey(account, name string) string { return directory.Key(account, name) }
+
+// APIKey exchanges the API key of a user or service ID for an access token,
+// and, for the command line's client, a refresh token.
+func (s *Service) APIKey(ctx context.Context, o Origin, secret, scope string) (Answer, error) {
+	a := s.begin(TypeAPIKey, "iam-identity.user-apikey.login", "user-apikey", o)
+	a.event.Initiator.Credential.Type = "apikey"
+	if secret == "" {
+		a.trace.Fail(CheckCredential, "apikey", "(absent)", "send the API key as apikey")
+		return Answer{}, a.refuse(ctx, missing("apikey"))
+	}
+	hash := s.cfg.Sealer.Hash(secret)
+	key, ok := s.cfg.Directory.APIKeysByHash.One(hash)
+	if !ok || subtle.ConstantTimeCompare([]byte(key.Hash), []byte(hash)) != 1 {
+		a.trace.Fail(CheckCredential, "an API key that exists", "(unknown)", "the key may have been deleted")
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeKeyNotFound, "Provided API key could not be found."))
+	}
+	a.event.AccountID = key.AccountID
+	a.event.Target.ID = s.cfg.Names.Of("iam-identity", "", key.AccountID, "", "apikey", key.ID).String()
+	a.event.Target.Name = key.Name
+	if crn.KindOf(key.IAMID) == crn.KindServiceID {
+		a.event.Action, a.event.Target.TypeURI = "iam-identity.serviceid-apikey.login", "iam-identity/serviceid-apikey"
+		a.event.Message = "IAM Identity Service: login.serviceid-apikey"
+		a.event.Initiator.Credential.Type = "apikey-serviceid"
+	}
+	return a.keyed(ctx, key, scope, token.Refresh{})
+}
+
+// keyed issues tokens on the strength of an API key, which may have been shown
+// now or when the session began.
+func (a *attempt) keyed(ctx context.Context, key *identity.APIKey, scope string, session token.Refresh) (Answer, error) {
+	now := a.svc.cfg.Now()
+	switch {
+	case key.Disabled:
+		a.trace.Fail(CheckCredential, "an enabled API key", key.ID+" is disabled", "enable the key")
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeKeyDisabled, "Provided API key is disabled."))
+	case key.Expired(now):
+		a.trace.Fail(CheckCredential, "an API key that has not expired", key.ID+" expired "+key.ExpiresAt.Format(time.RFC3339), "create a new key")
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeKeyNotFound, "Provided API key is expired."))
+	}
+	a.trace.Pass(CheckCredential, "an enabled API key", key.ID)
+	claims, err := a.svc.subject(key.AccountID, key.IAMID)
+	if err != nil {
+		a.trace.Fail(CheckSubject, "an identity that exists", key.IAMID, err.Error())
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeUserGone, "Provided user not found or active"))
+	}
+	a.trace.Pass(CheckSubject, "an identity that exists", key.IAMID)
+	a.initiate(claims)
+	claims.Scope, claims.KeyID = scope, key.ID
+	if a.origin.ClientID == DefaultClient {
+		return a.issue(ctx, claims, token.AccessLife)
+	}
+	if session.SessionID == "" {
+		session = token.Refresh{SessionID: "C-" + uuid.NewString()}
+	}
+	session.IAMID, session.AccountID, session.KeyID, session.ClientID = key.IAMID, key.AccountID, key.ID, a.origin.ClientID
+	claims.SessionID = session.SessionID
+	refresh, _, err := a.svc.cfg.Tokens.IssueRefresh(session)
+	if err != nil {
+		return Answer{}, a.refuse(ctx, fault.Of(err))
+	}
+	answer, err := a.issue(ctx, claims, token.AccessLife)
+	answer.RefreshToken = refresh
+	if err != nil {
+		return Answer{}, err
+	}
+	return answer, nil
+}
+
+// DefaultClient is the client id of callers that do not authenticate as one;
+// they get no refresh token (reference/iam-identity.md section 1.3).
+const DefaultClient = "default"
+
+// Refresh exchanges a refresh token for a new access token. The session ends
+// with the API key that began it, and at the latest after token.RefreshLife.
+func (s *Service) Refresh(ctx context.Context, o Origin, raw string) (Answer, error) {
+	a := s.begin(TypeRefresh, "iam-identity.user-refreshtoken.login", "user-refreshtoken", o)
+	a.event.Initiator.Credential.Type = "token"
+	if raw == "" {
+		a.trace.Fail(CheckCredential, "refresh_token", "(absent)", "log in again")
+		return Answer{}, a.refuse(ctx, missing("refresh_token"))
+	}
+	r, err := s.cfg.Tokens.VerifyRefresh(raw)
+	if err != nil {
+		a.trace.Fail(CheckCredential, "a refresh token of this server", err.Error(), "log in again")
+		f := fault.New(fault.Invalid, CodeInvalidToken, "Provided refresh token is invalid")
+		if errors.Is(err, token.ErrExpired) {
+			f = fault.New(fault.Invalid, CodeRefreshExpired, "Provided refresh token is expired")
+		}
+		return Answer{}, a.refuse(ctx, f.Because(err))
+	}
+	a.event.AccountID = r.AccountID
+	if r.ClientID != o.ClientID {
+		a.trace.Fail(CheckCredential, "client "+r.ClientID, "client "+o.ClientID, "use the client that the session began with")
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeInvalidToken, "Provided refresh token belongs to another client"))
+	}
+	key, ok := s.cfg.Directory.APIKeys.Get(r.KeyID)
+	if !ok || key.IAMID != r.IAMID {
+		a.trace.Fail(CheckCredential, "API key "+r.KeyID, "(deleted)", "log in again with another key")
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeInvalidToken, "The API key behind the session does not exist any more"))
+	}
+	return a.keyed(ctx, key, "", *r)
+}
+
+// AssumeRequest is the assume grant. Account goes with a profile name.
+type AssumeRequest struct {
+	AccessToken string
+	Profile     Selector
+	Account     string
+}
+
+// Assume exchanges the access token of a user or service ID for one of a
+// profile that trusts that identity. It ends with the token it was made from.
+func (s *Service) Assume(ctx context.Context, o Origin, r AssumeRequest) (Answer, error) {
+	a := s.begin(TypeAssume, "iam-identity.trustedprofile-apikey.login", "trustedprofile-apikey", o)
+	a.event.Initiator.Credential.Type = "token"
+	a.selected(r.Profile)
+	if r.AccessToken == "" {
+		a.trace.Fail(CheckCredential, "access_token", "(absent)", "send the caller's access token")
+		return Answer{}, a.refuse(ctx, missing("access_token"))
+	}
+	c, err := s.Caller(r.AccessToken)
+	if err != nil {
+		a.trace.Fail(CheckCredential, "a valid access token", err.Error(), "get a new access token")
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeInvalidToken, "Provided token is invalid").Because(err))
+	}
+	a.trace.Pass(CheckCredential, "a valid access token", c.IAMID)
+	a.event.AccountID = c.Account.BSS
+	a.initiate(*c)
+	switch {
+	case r.Profile.empty():
+		a.trace.Fail(CheckSelector, "profile_id, profile_crn or profile_name", "(none)", "name the trusted profile")
+		return Answer{}, a.refuse(ctx, missing("profile_id"))
+	case r.Profile.Name != "" && r.Account == "":
+		a.trace.Fail(CheckSelector, "account with profile_name", "(none)", "name the account of the profile")
+		return Answer{}, a.refuse(ctx, missing("account"))
+	}
+	a.trace.Pass(CheckSelector, "one profile", r.Profile.String())
+
+	// A profile that does not trust the caller is answered like one that does
+	// not exist, unless it is in the caller's own account.
+	p := s.find(r.Account, r.Profile)
+	trusted := p != nil && trusts(p, c)
+	if p == nil || !trusted && p.AccountID != c.Account.BSS {
+		a.trace.Fail(CheckProfile, r.Profile.String(), "no such profile that trusts the caller", "check the id, or the name and account")
+		a.skip(CheckTrust)
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotFound, "Unable to find Object.").
+			WithDetail("Object Type: 'Profile' with %s.", r.Profile))
+	}
+	a.trace.Pass(CheckProfile, r.Profile.String(), p.ID)
+	a.event.AccountID = p.AccountID
+	a.event.Target.ID = s.cfg.Names.Of("iam-identity", "", p.AccountID, "", "profile", p.ID).String()
+	a.event.Target.Name = p.Name
+	if !trusted {
+		a.trace.Fail(CheckTrust, "an identity entry for "+c.IAMID, describeIdentities(p), "add the identity to the profile")
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile not eligible.").
+			WithDetail("The identity '%s' is not permitted to assume the indicated trusted profile; profile ID '%s'", c.IAMID, crn.IAMID(p.ID)))
+	}
+	a.trace.Pass(CheckTrust, "an identity entry for "+c.IAMID, describeIdentities(p))
+
+	source := a.event.Initiator
+	a.event.Initiator.ID, a.event.Initiator.Name = crn.IAMID(p.ID), p.Name
+	a.event.Initiator.TypeURI, a.event.Initiator.Credential.Type = activity.ProfileType, "profile"
+	a.event.Initiator.AuthnID, a.event.Initiator.AuthnName = source.ID, source.Name
+	return a.issue(ctx, token.Claims{
+		IAMID: crn.IAMID(p.ID), SubType: token.SubProfile, Name: p.Name,
+		Authn:   &token.Authn{Subject: c.Subject, IAMID: c.IAMID, SubType: c.SubType, Name: c.Name, Email: c.Email},
+		Account: token.Account{BSS: p.AccountID},
+		ACR:     c.ACR, AMR: c.AMR, KeyID: c.KeyID,
+	}, time.Unix(c.Expires, 0).Sub(s.cfg.Now()))
+}
+
+// trusts reports whether one of the profile's identities is the caller. A
+// profile session cannot put on another profile.
+func trusts(p *identity.Profile, c *token.Claims) bool {
+	if crn.KindOf(c.IAMID) == crn.KindProfile {
+		return false
+	}
+	return slices.ContainsFunc(p.Identities, func(i identity.ProfileIdentity) bool {
+		return i.IAMID == c.IAMID && (len(i.Accounts) == 0 || slices.Contains(i.Accounts, c.Account.BSS))
+	})
+}
+
+func describeIdentities(p *identity.Profile) string {
+	if len(p.Identities) == 0 {
+		return "the profile trusts no identity"
+	}
+	ids := make([]string, len(p.Identities))
+	for n, i := range p.Identities {
+		ids[n] = i.IAMID
+	}
+	return strings.Join(ids, ", ")
+}
+
+// ErrSubjectGone means that the identity behind a valid token does not exist
+// any more.
+var ErrSubjectGone = errors.New("the identity does not exist any more")
+
+// subject returns the claims that describe a user or service ID.
+func (s *Service) subject(account, iamID string) (token.Claims, error) {
+	d := s.cfg.Directory
+	c := token.Claims{IAMID: iamID, Account: token.Account{BSS: account}}
+	switch crn.KindOf(iamID) {
+	case crn.KindServiceID:
+		id, ok := d.ServiceIDs.Get(crn.Identifier(iamID))
+		if !ok || id.AccountID != account {
+			return c, ErrSubjectGone
+		}
+		c.Name, c.SubType = id.Name, token.SubServiceID
+		c.Authn = &token.Authn{Subject: id.ID, IAMID: iamID, SubType: token.SubServiceID, Name: id.Name}
+	case crn.KindUser:
+		u, ok := d.Users.Get(directory.UserKey(account, iamID))
+		if !ok {
+			return c, ErrSubjectGone
+		}
+		c.Name, c.Email, c.Subject = u.Name, u.Email, u.Email
+		c.GivenName, c.FamilyName, _ = strings.Cut(u.Name, " ")
+		c.ACR, c.AMR = 1, []string{"pwd"}
+		c.Authn = &token.Authn{Subject: u.Email, IAMID: iamID, Name: u.Name, Email: u.Email}
+	default:
+		return c, ErrSubjectGone
+	}
+	return c, nil
+}
+
+// Caller checks an access token and that what it stands on still exists: the
+// subject, and the API key if there was one. Deleting either ends the tokens
+// that are out (promise 6).
+func (s *Service) Caller(raw string) (*token.Claims, error) {
+	c, err := s.cfg.Tokens.Verify(raw)
+	if err != nil {
+		return nil, err
+	}
+	d := s.cfg.Directory
+	if c.KeyID != "" {
+		key, ok := d.APIKeys.Get(c.KeyID)
+		if !ok || key.Disabled {
+			return nil, ErrSubjectGone
+		}
+	}
+	if crn.KindOf(c.IAMID) == crn.KindProfile {
+		if p, ok := d.Profiles.Get(crn.Identifier(c.IAMID)); !ok || p.AccountID != c.Account.BSS {
+			return nil, ErrSubjectGone
+		}
+		return c, nil
+	}
+	if _, err := s.subject(c.Account.BSS, c.IAMID); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// initiate fills the event's initiator from the claims of a user or service ID.
+func (a *attempt) initiate(c token.Claims) {
+	typ := activity.UserType
+	if c.SubType == token.SubServiceID {
+		typ = activity.ServiceIDType
+	}
+	i := &a.event.Initiator
+	i.ID, i.Name, i.TypeURI, i.AuthnID, i.AuthnName = c.IAMID, c.Name, typ, c.IAMID, c.Name
+}

@@ -1,0 +1,341 @@
+// Package sqlite keeps everything in one SQLite file: objects and events
+// together, so that a change and its event are one transaction. Events stand
+// in a table for each UTC day, so that dropping a whole day is cheap.
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"tabard.dev/tabard/internal/store"
+)
+
+// Store is a [store.Store] in an SQLite file. One connection writes; readers
+// of the log have connections of their own and never wait for it.
+type Store struct {
+	mu      sync.Mutex // held by the one writer
+	write   *sql.DB
+	read    *sql.DB
+	inserts map[int]*sql.Stmt // by day
+}
+
+const schema = `
+CREATE TABLE IF NOT EXISTS objects (
+	kind     TEXT NOT NULL,
+	id       TEXT NOT NULL,
+	revision INTEGER NOT NULL,
+	doc      BLOB NOT NULL,
+	PRIMARY KEY (kind, id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unique_keys (
+	key  TEXT PRIMARY KEY,
+	kind TEXT NOT NULL,
+	id   TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS unique_keys_object ON unique_keys (kind, id);
+CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL);
+INSERT INTO schema_version SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
+`
+
+const version = 1
+
+// Open opens the store in a file, which it makes if there is none.
+func Open(ctx context.Context, file string) (*Store, error) {
+	write, err := sql.Open("sqlite", dsn(file, "synchronous(FULL)", "temp_store(MEMORY)", "wal_autocheckpoint(4000)"))
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", file, err)
+	}
+	write.SetMaxOpenConns(1)
+	s := &Store{write: write, inserts: map[int]*sql.Stmt{}}
+	if err := s.prepare(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
+	}
+	if s.read, err = sql.Open("sqlite", dsn(file, "query_only(1)")); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
+	}
+	s.read.SetMaxOpenConns(4)
+	return s, nil
+}
+
+func dsn(file string, pragmas ...string) string {
+	v := url.Values{"_pragma": append([]string{"busy_timeout(5000)", "journal_mode(WAL)"}, pragmas...), "_txlock": {"immediate"}}
+	return (&url.URL{Scheme: "file", Opaque: url.PathEscape(file), RawQuery: v.Encode()}).String()
+}
+
+func (s *Store) prepare(ctx context.Context) error {
+	if _, err := s.write.ExecContext(ctx, schema); err != nil {
+		return err
+	}
+	var v int
+	if err := s.write.QueryRowContext(ctx, "SELECT version FROM schema_version").Scan(&v); err != nil {
+		return err
+	}
+	if v != version {
+		return fmt.Errorf("the file has schema version %d, this program knows version %d", v, version)
+	}
+	return nil
+}
+
+// Close implements [store.Store].
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return errors.Join(s.read.Close(), s.write.Close())
+}
+
+// Load implements [store.Store].
+func (s *Store) Load(ctx context.Context, f func(store.Record) error) (err error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT kind, id, revision, doc FROM objects")
+	if err != nil {
+		return fmt.Errorf("load objects: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var r store.Record
+		if err := rows.Scan(&r.Kind, &r.ID, &r.Revision, &r.Doc); err != nil {
+			return fmt.Errorf("load objects: %w", err)
+		}
+		if err := f(r); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// Commit implements [store.Store].
+func (s *Store) Commit(ctx context.Context, b store.Batch) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.openDays(ctx, b.Events); err != nil {
+		return fmt.Errorf("open the day's events: %w", err)
+	}
+	// A commit that has begun is finished or rolled back as a whole; the
+	// caller's cancellation must not leave its outcome unknown.
+	ctx = context.WithoutCancel(ctx)
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, tx.Rollback())
+		}
+	}()
+	for _, d := range b.Deletes {
+		if err := remove(ctx, tx, d); err != nil {
+			return err
+		}
+	}
+	for _, p := range b.Puts {
+		if err := put(ctx, tx, p); err != nil {
+			return err
+		}
+	}
+	if err := s.insert(ctx, tx, b.Events); err != nil {
+		return fmt.Errorf("append events: %w", err)
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+func put(ctx context.Context, tx *sql.Tx, p store.Put) error {
+	var res sql.Result
+	var err error
+	if p.Expect == 0 {
+		res, err = tx.ExecContext(ctx, "INSERT INTO objects (kind, id, revision, doc) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+			p.Kind, p.ID, p.Revision, p.Doc)
+	} else {
+		res, err = tx.ExecContext(ctx, "UPDATE objects SET revision = ?, doc = ? WHERE kind = ? AND id = ? AND revision = ?",
+			p.Revision, p.Doc, p.Kind, p.ID, p.Expect)
+	}
+	if err := expectOne(res, err); err != nil {
+		return fmt.Errorf("write %s %s: %w", p.Kind, p.ID, err)
+	}
+	if p.Expect != 0 {
+		if _, err := tx.ExecContext(ctx, "DELETE FROM unique_keys WHERE kind = ? AND id = ?", p.Kind, p.ID); err != nil {
+			return fmt.Errorf("write %s %s: %w", p.Kind, p.ID, err)
+		}
+	}
+	for _, key := range p.Unique {
+		_, err := tx.ExecContext(ctx, "INSERT INTO unique_keys (key, kind, id) VALUES (?, ?, ?)", key, p.Kind, p.ID)
+		if isConstraint(err) {
+			return &store.TakenError{Key: key}
+		}
+		if err != nil {
+			return fmt.Errorf("write %s %s: %w", p.Kind, p.ID, err)
+		}
+	}
+	return nil
+}
+
+func remove(ctx context.Context, tx *sql.Tx, d store.Delete) error {
+	res, err := tx.ExecContext(ctx, "DELETE FROM objects WHERE kind = ? AND id = ? AND revision = ?", d.Kind, d.ID, d.Expect)
+	if err := expectOne(res, err); err != nil {
+		return fmt.Errorf("delete %s %s: %w", d.Kind, d.ID, err)
+	}
+	if _, err := tx.ExecContext(ctx, "DELETE FROM unique_keys WHERE kind = ? AND id = ?", d.Kind, d.ID); err != nil {
+		return fmt.Errorf("delete %s %s: %w", d.Kind, d.ID, err)
+	}
+	return nil
+}
+
+func expectOne(res sql.Result, err error) error {
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil {
+		return err
+	} else if n != 1 {
+		return store.ErrStale
+	}
+	return nil
+}
+
+func isConstraint(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT
+}
+
+// openDays makes sure that the tables of the events' days exist.
+func (s *Store) openDays(ctx context.Context, events []store.Event) error {
+	for _, e := range events {
+		day := store.Day(e.Time)
+		if s.inserts[day] != nil {
+			continue
+		}
+		if _, err := s.write.ExecContext(ctx, fmt.Sprintf(`
+			CREATE TABLE IF NOT EXISTS events_%[1]d (
+				seq         INTEGER PRIMARY KEY,
+				time        INTEGER NOT NULL,
+				account     TEXT NOT NULL,
+				correlation TEXT NOT NULL,
+				action      TEXT NOT NULL,
+				outcome     TEXT NOT NULL,
+				doc         BLOB NOT NULL
+			);
+			CREATE INDEX IF NOT EXISTS events_%[1]d_correlation ON events_%[1]d (correlation);`, day)); err != nil {
+			return err
+		}
+		stmt, err := s.write.PrepareContext(ctx, fmt.Sprintf(
+			"INSERT INTO events_%d (time, account, correlation, action, outcome, doc) VALUES (?, ?, ?, ?, ?, ?)", day))
+		if err != nil {
+			return err
+		}
+		for old, stmt := range s.inserts {
+			if old < day-1 {
+				delete(s.inserts, old)
+				if err := stmt.Close(); err != nil {
+					return err
+				}
+			}
+		}
+		s.inserts[day] = stmt
+	}
+	return nil
+}
+
+func (s *Store) insert(ctx context.Context, tx *sql.Tx, events []store.Event) error {
+	var stmt *sql.Stmt
+	day := 0
+	for _, e := range events {
+		if d := store.Day(e.Time); d != day {
+			day, stmt = d, tx.StmtContext(ctx, s.inserts[d])
+		}
+		if _, err := stmt.ExecContext(ctx, e.Time.UnixNano(), e.AccountID, e.CorrelationID, e.Action, e.Outcome, e.Doc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Events implements [store.Store]. It walks the days from the newest one back
+// and stops when the page is full.
+func (s *Store) Events(ctx context.Context, q store.Query) ([]store.StoredEvent, error) {
+	days, err := s.days(ctx, q)
+	if err != nil {
+		return nil, fmt.Errorf("list the days of the activity log: %w", err)
+	}
+	out := []store.StoredEvent{}
+	for _, day := range days {
+		if out, err = s.eventsOf(ctx, day, q, out); err != nil {
+			return nil, fmt.Errorf("read the activity log of %d: %w", day, err)
+		}
+		if len(out) >= q.Limit {
+			break
+		}
+	}
+	return out, nil
+}
+
+func (s *Store) days(ctx context.Context, q store.Query) (days []int, err error) {
+	rows, err := s.read.QueryContext(ctx,
+		"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'events_[0-9]*' ORDER BY name DESC")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var name string
+		var day int
+		if err := rows.Scan(&name); err != nil {
+			return nil, err
+		}
+		if _, err := fmt.Sscanf(name, "events_%d", &day); err != nil {
+			return nil, err
+		}
+		if !q.Since.IsZero() && day < store.Day(q.Since) || !q.Until.IsZero() && day > store.Day(q.Until) ||
+			!q.Before.IsZero() && day > q.Before.Day {
+			continue
+		}
+		days = append(days, day)
+	}
+	return days, rows.Err()
+}
+
+func (s *Store) eventsOf(ctx context.Context, day int, q store.Query, out []store.StoredEvent) (_ []store.StoredEvent, err error) {
+	where, args := []string{"account = ?"}, []any{q.AccountID}
+	add := func(cond string, arg any) { where, args = append(where, cond), append(args, arg) }
+	if q.CorrelationID != "" {
+		add("correlation = ?", q.CorrelationID)
+	}
+	if q.Action != "" {
+		add("action = ?", q.Action)
+	}
+	if q.Outcome != "" {
+		add("outcome = ?", q.Outcome)
+	}
+	if !q.Since.IsZero() {
+		add("time >= ?", q.Since.UnixNano())
+	}
+	if !q.Until.IsZero() {
+		add("time < ?", q.Until.UnixNano())
+	}
+	if q.Before.Day == day {
+		add("seq < ?", q.Before.Seq)
+	}
+	args = append(args, q.Limit-len(out))
+	rows, err := s.read.QueryContext(ctx, fmt.Sprintf("SELECT seq, doc FROM events_%d WHERE %s ORDER BY seq DESC LIMIT ?",
+		day, strings.Join(where, " AND ")), args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		e := store.StoredEvent{Position: store.Position{Day: day}}
+		if err := rows.Scan(&e.Position.Seq, (*[]byte)(&e.Doc)); err != nil {
+			return nil, err
+		}
+		out = append(out, e)
+	}
+	return out, rows.Err()
+}

@@ -1,0 +1,206 @@
+// Package vpc holds the objects of the virtual private cloud: VPCs, subnets,
+// keys, images, instances and floating IPs, with the rules that need no I/O,
+// such as names, address allocation and which status may follow which. Running
+// an instance is the host's work.
+package vpc
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"tabard.dev/tabard/internal/object"
+)
+
+// VPC is an isolated network. With it come a default security group, network
+// ACL and routing table, of which only the names exist so far.
+type VPC struct {
+	object.Meta
+	ID              string `json:"id"` // r006-<uuid>
+	AccountID       string `json:"account_id"`
+	Name            string `json:"name"`
+	ResourceGroupID string `json:"resource_group_id"`
+	SecurityGroup   Ref    `json:"default_security_group"`
+	NetworkACL      Ref    `json:"default_network_acl"`
+	RoutingTable    Ref    `json:"default_routing_table"`
+	ManualPrefixes  bool   `json:"manual_prefixes,omitempty"`
+}
+
+// Ref is the id and name of a part that is not an object of its own.
+type Ref struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// Subnet is a range of addresses of a VPC in one zone.
+type Subnet struct {
+	object.Meta
+	ID              string       `json:"id"` // 0737-<uuid>
+	AccountID       string       `json:"account_id"`
+	VPCID           string       `json:"vpc_id"`
+	Zone            string       `json:"zone"`
+	CIDR            netip.Prefix `json:"cidr"`
+	Name            string       `json:"name"`
+	ResourceGroupID string       `json:"resource_group_id"`
+}
+
+// Key is a public SSH key.
+type Key struct {
+	object.Meta
+	ID              string `json:"id"`
+	AccountID       string `json:"account_id"`
+	Name            string `json:"name"`
+	Type            string `json:"type"`   // rsa or ed25519
+	Length          int    `json:"length"` // bits
+	PublicKey       string `json:"public_key"`
+	Fingerprint     string `json:"fingerprint"` // SHA256:…
+	ResourceGroupID string `json:"resource_group_id"`
+}
+
+// Image is what an instance boots. Stock images belong to no account.
+type Image struct {
+	ID           string
+	Name         string
+	OS           string
+	OSName       string // of the operating system, in its catalogue form
+	Version      string
+	Architecture string
+	Vendor       string
+}
+
+// Instance statuses (reference/instance-metadata-and-vpc.md section 3.5).
+const (
+	Pending    = "pending"
+	Starting   = "starting"
+	Running    = "running"
+	Stopping   = "stopping"
+	Stopped    = "stopped"
+	Restarting = "restarting"
+	Deleting   = "deleting"
+	Failed     = "failed"
+)
+
+// Instance is a virtual server.
+type Instance struct {
+	object.Meta
+	ID              string          `json:"id"` // 0737_<uuid>
+	CRN             string          `json:"crn"`
+	AccountID       string          `json:"account_id"`
+	Name            string          `json:"name"`
+	VPCID           string          `json:"vpc_id"`
+	Zone            string          `json:"zone"`
+	Profile         string          `json:"profile"` // hardware profile
+	ImageID         string          `json:"image_id"`
+	KeyIDs          []string        `json:"key_ids,omitempty"`
+	ResourceGroupID string          `json:"resource_group_id"`
+	HostID          string          `json:"host_id"`
+	Status          string          `json:"status"`
+	StatusReason    string          `json:"status_reason,omitempty"`
+	Metadata        MetadataService `json:"metadata_service"`
+	DefaultProfile  *DefaultProfile `json:"default_trusted_profile,omitempty"`
+	UserData        string          `json:"user_data,omitempty"`
+	Interfaces      []Interface     `json:"interfaces"` // the first is the primary one
+	BootVolume      Volume          `json:"boot_volume"`
+}
+
+// MetadataService are an instance's settings of the metadata service.
+type MetadataService struct {
+	Enabled          bool   `json:"enabled"`
+	Protocol         string `json:"protocol"`           // http
+	ResponseHopLimit int    `json:"response_hop_limit"` // IP time-to-live of answers, 1 to 64
+}
+
+// DefaultProfile is the trusted profile that an instance takes on when it names
+// none. It is fixed at creation.
+type DefaultProfile struct {
+	ID       string `json:"id"`
+	CRN      string `json:"crn"`
+	AutoLink bool   `json:"auto_link"`
+}
+
+// Interface is a network interface of an instance.
+type Interface struct {
+	ID       string     `json:"id"`
+	Name     string     `json:"name"`
+	SubnetID string     `json:"subnet_id"`
+	Address  netip.Addr `json:"address"`
+	IPID     string     `json:"ip_id"`
+	IPName   string     `json:"ip_name"`
+	MAC      string     `json:"mac"`
+}
+
+// Volume is the boot volume; it exists as a name only.
+type Volume struct {
+	ID             string `json:"id"`
+	Name           string `json:"name"`
+	AttachmentID   string `json:"attachment_id"`
+	AttachmentName string `json:"attachment_name"`
+}
+
+// FloatingIP is a public address, bound to at most one interface.
+type FloatingIP struct {
+	object.Meta
+	ID              string     `json:"id"`
+	AccountID       string     `json:"account_id"`
+	Name            string     `json:"name"`
+	Address         netip.Addr `json:"address"`
+	Zone            string     `json:"zone"`
+	ResourceGroupID string     `json:"resource_group_id"`
+	InstanceID      string     `json:"instance_id,omitempty"`
+	InterfaceID     string     `json:"interface_id,omitempty"`
+}
+
+// Interface returns the interface with this id or name.
+func (i *Instance) Interface(ref string) (*Interface, bool) {
+	for n := range i.Interfaces {
+		if nic := &i.Interfaces[n]; nic.ID == ref || nic.Name == ref {
+			return nic, true
+		}
+	}
+	return nil, false
+}
+
+// Clone returns a copy whose slices can be changed.
+func (i *Instance) Clone() *Instance {
+	c := *i
+	c.Interfaces = slices.Clone(i.Interfaces)
+	c.KeyIDs = slices.Clone(i.KeyIDs)
+	return &c
+}
+
+// Next returns the status that an action leads to, or an error that says why
+// the action is refused in the present one.
+func (i *Instance) Next(action string) (string, error) {
+	next, from := "", []string(nil)
+	switch action {
+	case "start":
+		next, from = Starting, []string{Stopped, Failed}
+	case "stop":
+		next, from = Stopping, []string{Running, Starting, Pending}
+	case "reboot":
+		next, from = Restarting, []string{Running}
+	default:
+		return "", fmt.Errorf("action %q is not one of start, stop, reboot", action)
+	}
+	if !slices.Contains(from, i.Status) {
+		return "", fmt.Errorf("cannot %s an instance that is %s", action, i.Status)
+	}
+	return next, nil
+}
+
+// ValidName reports whether s may name a VPC resource: 1 to 63 lower-case
+// letters, digits and hyphens, starting with a letter and not ending with a
+// hyphen.
+func ValidName(s string) bool {
+	if len(s) == 0 || len(s) > 63 || s[len(s)-1] == '-' {
+		return false
+	}
+	for n := range len(s) {
+		c := s[n]
+		letter := c >= 'a' && c <= 'z'
+		if !letter && (n == 0 || (c < '0' || c > '9') && c != '-') {
+			return false
+		}
+	}
+	return true
+}

@@ -111,7 +111,7 @@ func (a Attribute) covers(c *Catalog, resource map[string]string) bool {
 	value, present := resource[a.Key]
 	switch a.Key {
 	case ServiceName:
-		return present && a.matches(value, present) || a.matchesParent(value)
+		return a.matches(value, present) || a.matchesParent(value)
 	case ServiceType:
 		if !present && resource[ServiceName] != "" {
 			value, present = c.KindOf(resource[ServiceName]), true

@@ -188,9 +188,18 @@ func Open(f *Family, pattern, reason string, h func(*Call) (Reply, error)) {
 
 // Change registers a route that changes something. It runs as one transaction:
 // load finds what is to be changed, the caller needs the action on it, do
-// stages the change, and the event becomes durable with it. The body is read
-// before the transaction begins.
+// stages the change and says what the event is about, and the event becomes
+// durable with it. The body is read before the transaction begins.
 func Change[B, T any](f *Family, pattern, action, event string,
+	load func(*Call, *B) (T, Target, error), do func(*Call, *directory.Tx, *B, T) (Reply, Target, error),
+) {
+	ChangeAfter(f, pattern, action, event, nil, load, do)
+}
+
+// ChangeAfter is Change with a step before the transaction, for work that must
+// not hold up other writers, such as a fetch over the network. prepare has to
+// authorize the caller itself before it does anything on his behalf.
+func ChangeAfter[B, T any](f *Family, pattern, action, event string, prepare func(*Call, *B) error,
 	load func(*Call, *B) (T, Target, error), do func(*Call, *directory.Tx, *B, T) (Reply, Target, error),
 ) {
 	f.handle(pattern, func(c *Call) (Reply, error) {
@@ -201,6 +210,11 @@ func Change[B, T any](f *Family, pattern, action, event string,
 		if _, none := any(body).(*None); !none {
 			if err := c.decode(body); err != nil {
 				return Reply{}, err
+			}
+		}
+		if prepare != nil {
+			if err := prepare(c, body); err != nil {
+				return Reply{}, c.recordFailure(event, Target{}, err)
 			}
 		}
 		var reply Reply
@@ -219,20 +233,29 @@ func Change[B, T any](f *Family, pattern, action, event string,
 				return err
 			}
 			reply, target = r, t
-			e := c.event(event, target)
-			e.SetReason(replyStatus(reply), "")
-			e.Severity = changeSeverity(event)
-			if len(reply.ResponseData) > 0 {
-				e.ResponseData, err = json.Marshal(reply.ResponseData)
-			}
-			tx.Record(e)
-			return err
+			return c.recordChange(tx, event, reply, target)
 		})
 		if err != nil {
 			return Reply{}, c.recordFailure(event, target, err)
 		}
 		return reply, nil
 	})
+}
+
+// recordChange adds the event of a change to its transaction.
+func (c *Call) recordChange(tx *directory.Tx, event string, reply Reply, target Target) error {
+	e := c.event(event, target)
+	e.SetReason(replyStatus(reply), "")
+	e.Severity = changeSeverity(event)
+	if len(reply.ResponseData) > 0 {
+		data, err := json.Marshal(reply.ResponseData)
+		if err != nil {
+			return fmt.Errorf("encode the event's response data: %w", err)
+		}
+		e.ResponseData = data
+	}
+	tx.Record(e)
+	return nil
 }
 
 func replyStatus(r Reply) int {

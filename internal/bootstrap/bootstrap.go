@@ -41,14 +41,14 @@ func NewOwner(name, url string) Owner {
 // NewAccountID returns 32 random hexadecimal digits.
 func NewAccountID() string {
 	b := make([]byte, 16)
-	rand.Read(b) //nolint:errcheck // never fails, see crypto/rand
+	rand.Read(b) // never fails, see crypto/rand
 	return hex.EncodeToString(b)
 }
 
 // NewAPIKey returns a URL-safe secret of 264 random bits, in 44 characters.
 func NewAPIKey() string {
 	b := make([]byte, 33)
-	rand.Read(b) //nolint:errcheck // never fails, see crypto/rand
+	rand.Read(b) // never fails, see crypto/rand
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 

@@ -16,6 +16,7 @@ import (
 	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/cluster"
+	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/object"
@@ -59,9 +60,10 @@ type Directory struct {
 	ProfilesByName    *Index[identity.Profile] // key: Key(account, name)
 	ProfilesByAccount *Index[identity.Profile]
 
-	Links          *Table[identity.Link]
-	LinksByProfile *Index[identity.Link]
-	LinksByCRN     *Index[identity.Link]
+	Links           *Table[identity.Link]
+	LinksByProfile  *Index[identity.Link]
+	LinksByCRN      *Index[identity.Link]
+	LinksByResource *Index[identity.Link] // key: ResourceKey(crn)
 
 	Rules          *Table[identity.ClaimRule]
 	RulesByProfile *Index[identity.ClaimRule]
@@ -126,6 +128,18 @@ type SigningKey struct {
 // Key joins the parts of a composite index key. The separator cannot occur in
 // any part that an API accepts.
 func Key(parts ...string) string { return strings.Join(parts, "\x00") }
+
+// ResourceKey is the index key of the resource that a CRN denotes: the CRN
+// without its cname and ctype, which name the cloud that a client believes it
+// talks to. Text that is not a CRN is its own key.
+func ResourceKey(s string) string {
+	c, err := crn.Parse(s)
+	if err != nil {
+		return s
+	}
+	c.CName, c.CType = "", ""
+	return c.String()
+}
 
 // Open loads all objects of the store.
 func Open(ctx context.Context, cfg Config) (*Directory, error) {

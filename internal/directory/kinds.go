@@ -50,6 +50,7 @@ func (d *Directory) define() {
 	}
 	d.LinksByProfile = d.Links.index(func(l *identity.Link) []string { return []string{l.ProfileID} })
 	d.LinksByCRN = d.Links.index(func(l *identity.Link) []string { return []string{l.CRN} })
+	d.LinksByResource = d.Links.index(func(l *identity.Link) []string { return []string{ResourceKey(l.CRN)} })
 
 	d.Rules = newTable(d, "claim-rule", "claim rule",
 		func(r *identity.ClaimRule) *object.Meta { return &r.Meta },

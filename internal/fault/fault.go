@@ -83,15 +83,16 @@ func (e *Error) WithDetail(format string, args ...any) *Error {
 }
 
 // On returns e pointing at a field of the body.
-func (e *Error) On(field string) *Error { return e.at("field", field, "") }
+func (e *Error) On(field string) *Error { return e.At("field", field, "") }
 
 // OnParameter returns e pointing at a path or query parameter.
-func (e *Error) OnParameter(name, value string) *Error { return e.at("parameter", name, value) }
+func (e *Error) OnParameter(name, value string) *Error { return e.At("parameter", name, value) }
 
 // OnHeader returns e pointing at a request header.
-func (e *Error) OnHeader(name string) *Error { return e.at("header", name, "") }
+func (e *Error) OnHeader(name string) *Error { return e.At("header", name, "") }
 
-func (e *Error) at(typ, name, value string) *Error {
+// At returns e pointing at a part of the request, with the value found there.
+func (e *Error) At(typ, name, value string) *Error {
 	c := *e
 	c.Target = Target{Type: typ, Name: name, Value: value}
 	return &c

@@ -243,6 +243,17 @@ func (s *Service) subject(account, iamID string) (token.Claims, error) {
 	return c, nil
 }
 
+// Holder returns the claims that a token earned with the API key would have.
+func (s *Service) Holder(secret string) (*token.Claims, error) {
+	key, ok := s.cfg.Directory.APIKeysByHash.One(s.cfg.Sealer.Hash(secret))
+	if !ok || key.Disabled || key.Expired(s.cfg.Now()) {
+		return nil, ErrSubjectGone
+	}
+	c, err := s.subject(key.AccountID, key.IAMID)
+	c.ID, c.RealmID, c.Identifier = c.IAMID, crn.Realm(c.IAMID), crn.Identifier(c.IAMID)
+	return &c, err
+}
+
 // Caller checks an access token and that what it stands on still exists: the
 // subject, and the API key if there was one. Deleting either ends the tokens
 // that are out (promise 6).

@@ -11,10 +11,12 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +51,8 @@ type KeyRingConfig struct {
 type KeyRing struct {
 	cfg  KeyRingConfig
 	keys atomic.Pointer[[]*ringKey] // by NotBefore, oldest first
+
+	signers sync.Map // key id and typ → jose.Signer; as many as keys ever were
 }
 
 type ringKey struct {
@@ -218,13 +222,46 @@ func (k *KeyRing) active(now time.Time) (*ringKey, error) {
 	return nil, errors.New("no signing key is valid now; is the clock right?")
 }
 
-// Signer returns the key that signs now and its id.
-func (k *KeyRing) Signer() (signer crypto.Signer, keyID, alg string, err error) {
+// Sign makes a compact JWS over claims with the key that signs now. typ is the
+// header of that name; an empty one leaves it out.
+func (k *KeyRing) Sign(claims any, typ string) (string, error) {
+	signer, err := k.signer(typ)
+	if err != nil {
+		return "", err
+	}
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		return "", fmt.Errorf("encode the token's claims: %w", err)
+	}
+	jws, err := signer.Sign(payload)
+	if err != nil {
+		return "", fmt.Errorf("sign the token: %w", err)
+	}
+	return jws.CompactSerialize()
+}
+
+func (k *KeyRing) signer(typ string) (jose.Signer, error) {
 	key, err := k.active(k.cfg.Now())
 	if err != nil {
-		return nil, "", "", err
+		return nil, err
 	}
-	return key.signer, key.row.ID, key.row.Alg, nil
+	name := key.row.ID + " " + typ
+	if s, ok := k.signers.Load(name); ok {
+		return s.(jose.Signer), nil
+	}
+	opts := &jose.SignerOptions{}
+	if typ != "" {
+		opts = opts.WithType(jose.ContentType(typ))
+	}
+	s, err := jose.NewSigner(jose.SigningKey{
+		Algorithm: jose.SignatureAlgorithm(key.row.Alg),
+		Key:       jose.JSONWebKey{Key: key.signer, KeyID: key.row.ID},
+	}, opts)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the signing key: %w", err)
+	}
+	k.signers.Store(name, s)
+	return s, nil
 }
 
 // Public returns the public key that verifies tokens with this key id.

@@ -114,7 +114,7 @@ func (m MasterKey) loadFile() ([]byte, error) {
 		return nil, fmt.Errorf("read the master key: %w", err)
 	}
 	key := make([]byte, masterKeySize)
-	rand.Read(key) //nolint:errcheck // never fails, see crypto/rand
+	rand.Read(key) // never fails, see crypto/rand
 	f, err := os.OpenFile(m.File, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("make the master key: %w", err)

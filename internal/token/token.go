@@ -1,11 +1,9 @@
 package token
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -84,8 +82,6 @@ type Issuer struct {
 	Keys *KeyRing
 	URL  string // the iss claim
 	Now  func() time.Time
-
-	signers sync.Map // key id and typ → jose.Signer
 }
 
 // Issue signs an access token. It fills iss, jti, iat, exp and everything that
@@ -104,45 +100,8 @@ func (i *Issuer) Issue(c Claims, life time.Duration) (string, Claims, error) {
 		c.Scope = "ibm openid"
 	}
 	c.Account.Valid = true
-	raw, err := i.sign(&c, "")
+	raw, err := i.Keys.Sign(&c, "")
 	return raw, c, err
-}
-
-func (i *Issuer) sign(claims any, typ string) (string, error) {
-	signer, err := i.signer(typ)
-	if err != nil {
-		return "", err
-	}
-	payload, err := json.Marshal(claims)
-	if err != nil {
-		return "", fmt.Errorf("encode the token's claims: %w", err)
-	}
-	jws, err := signer.Sign(payload)
-	if err != nil {
-		return "", fmt.Errorf("sign the token: %w", err)
-	}
-	return jws.CompactSerialize()
-}
-
-func (i *Issuer) signer(typ string) (jose.Signer, error) {
-	private, keyID, alg, err := i.Keys.Signer()
-	if err != nil {
-		return nil, err
-	}
-	if s, ok := i.signers.Load(keyID + typ); ok {
-		return s.(jose.Signer), nil
-	}
-	opts := &jose.SignerOptions{}
-	if typ != "" {
-		opts = opts.WithType(jose.ContentType(typ))
-	}
-	key := jose.SigningKey{Algorithm: jose.SignatureAlgorithm(alg), Key: jose.JSONWebKey{Key: private, KeyID: keyID}}
-	s, err := jose.NewSigner(key, opts)
-	if err != nil {
-		return nil, fmt.Errorf("prepare the signing key: %w", err)
-	}
-	i.signers.Store(keyID+typ, s)
-	return s, nil
 }
 
 // Why a token proves nothing. Callers tell them apart to explain.
@@ -221,7 +180,7 @@ func (i *Issuer) IssueRefresh(r Refresh) (string, Refresh, error) {
 	if r.Expires == 0 {
 		r.Expires = now.Add(RefreshLife).Unix()
 	}
-	raw, err := i.sign(&r, refreshType)
+	raw, err := i.Keys.Sign(&r, refreshType)
 	return raw, r, err
 }
 

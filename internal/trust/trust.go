@@ -7,6 +7,7 @@ package trust
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 
@@ -63,6 +64,7 @@ type Verdict struct {
 // disagree, and how many points agreed before and after it.
 type difference struct {
 	agreed        int
+	differs       bool
 	point         string
 	wanted, found string
 }
@@ -76,7 +78,7 @@ func Match(c Candidate, ev Evidence) Verdict {
 	v := Verdict{evidence: ev, candidate: c}
 	for _, l := range c.Links {
 		d := compareLink(c.Profile, l, ev)
-		if d.point == "" {
+		if !d.differs {
 			v.Matched, v.Link = true, l
 			return v
 		}
@@ -86,7 +88,7 @@ func Match(c Candidate, ev Evidence) Verdict {
 	}
 	for _, r := range c.Rules {
 		d := compareRule(c.Profile, r, ev)
-		if d.point == "" {
+		if !d.differs {
 			v.Matched, v.Rule = true, r
 			return v
 		}
@@ -127,8 +129,8 @@ func (d *difference) compare(point, wanted, found string, ok bool) {
 	switch {
 	case ok:
 		d.agreed++
-	case d.point == "":
-		d.point, d.wanted, d.found = point, wanted, found
+	case !d.differs:
+		d.differs, d.point, d.wanted, d.found = true, point, wanted, found
 	}
 }
 
@@ -202,8 +204,11 @@ func decode(value string) []string {
 	var v any
 	dec := json.NewDecoder(strings.NewReader(value))
 	dec.UseNumber()
-	if err := dec.Decode(&v); err != nil || dec.More() {
+	if err := dec.Decode(&v); err != nil {
 		return []string{value}
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return []string{value} // something follows the JSON value
 	}
 	if list, ok := v.([]any); ok {
 		out := make([]string, 0, len(list))

@@ -171,7 +171,8 @@ func (i *Instance) Clone() *Instance {
 // Next returns the status that an action leads to, or an error that says why
 // the action is refused in the present one.
 func (i *Instance) Next(action string) (string, error) {
-	next, from := "", []string(nil)
+	var next string
+	var from []string
 	switch action {
 	case "start":
 		next, from = Starting, []string{Stopped, Failed}

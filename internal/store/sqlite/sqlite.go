@@ -226,7 +226,7 @@ func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 			CREATE INDEX IF NOT EXISTS events_%[1]d_correlation ON events_%[1]d (correlation);`, day)); err != nil {
 			return err
 		}
-		stmt, err := s.write.PrepareContext(ctx, fmt.Sprintf(
+		stmt, err := s.write.PrepareContext(ctx, fmt.Sprintf( //nolint:sqlclosecheck // kept in s.inserts, closed when its day is over
 			"INSERT INTO events_%d (time, account, correlation, action, outcome, doc) VALUES (?, ?, ?, ?, ?, ?)", day))
 		if err != nil {
 			return err

@@ -1,0 +1,57 @@
+# make build   bin/tabard
+# make test    lint, unit, race, property and end-to-end tests
+# make demo    play both scenes on this machine
+# make bench   token exchanges per second beside a bare handler
+# make fuzz    each fuzz target for FUZZTIME
+
+GO       ?= go
+FUZZTIME ?= 30s
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS  := -s -w -X tabard.dev/tabard/internal/cli.Version=$(VERSION)
+LINT     := $(CURDIR)/.cache/golangci-lint
+
+.PHONY: build test demo bench fuzz lint unit e2e examples deps clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tabard ./cmd/tabard
+
+demo: deps build
+	bin/tabard demo $(ARGS)
+
+# The linter is the slowest thing to build and needs nothing of ours, so it is
+# built and run beside the tests.
+test: deps
+	scripts/test.sh
+
+lint: $(LINT)
+	$(GO) vet ./...
+	$(LINT) run ./...
+	cd test && $(LINT) run -c ../.golangci.yml ./...
+	cd examples/resource-lister && $(LINT) run -c ../../.golangci.yml ./...
+
+$(LINT): tools/go.mod tools/go.sum
+	cd tools && $(GO) build -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+unit:
+	$(GO) test -race -timeout 15m ./...
+
+examples:
+	cd examples/resource-lister && $(GO) vet ./... && $(GO) test -race ./...
+
+e2e: build
+	mkdir -p bin && cd examples/resource-lister && CGO_ENABLED=0 $(GO) build -o $(CURDIR)/bin/resource-lister .
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister $(GO) test -count=1 -timeout 20m ./...
+
+bench:
+	$(GO) run ./bench $(ARGS)
+
+fuzz:
+	scripts/fuzz.sh $(FUZZTIME)
+
+# What the tests and the demo need from the system, installed when run as root
+# on a Debian machine that lacks it.
+deps:
+	scripts/deps.sh
+
+clean:
+	rm -rf bin .cache

@@ -1,0 +1,403 @@
+// Command bench measures token exchanges with durable audit beside a bare
+// net/http handler that does only the same signature check and the same
+// signature, in the same run on the same machine, and prints the ratio.
+//
+// Both run as processes of their own and are loaded by the same clients in
+// turn, several rounds each, so that a drift of the machine's speed hits both.
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	josejwt "github.com/go-jose/go-jose/v4/jwt"
+	"github.com/google/uuid"
+
+	"tabard.dev/tabard/internal/server"
+)
+
+const (
+	grantType   = "urn:ibm:params:oauth:grant-type:cr-token"
+	contentType = "application/x-www-form-urlencoded"
+	keyID       = "bench"
+)
+
+func main() {
+	log.SetFlags(0)
+	var o options
+	flag.IntVar(&o.clients, "clients", 32, "concurrent clients")
+	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each side; the two take turns")
+	flag.DurationVar(&o.length, "length", 3*time.Second, "length of a round")
+	flag.StringVar(&o.clusterAlg, "cluster-alg", "RS256", "algorithm of the service-account tokens: RS256 (what kube-apiserver uses most) or ES256")
+	role := flag.String("role", "", "internal: what this process plays")
+	dir := flag.String("dir", "", "internal: data directory")
+	jwks := flag.String("jwks", "", "internal: key set of the cluster")
+	flag.Parse()
+	var err error
+	switch *role {
+	case "tabard":
+		err = playTabard(*dir)
+	case "bare":
+		err = playBare(*jwks)
+	default:
+		err = measure(o)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+type options struct {
+	clients, rounds int
+	length          time.Duration
+	clusterAlg      string
+}
+
+// playTabard runs the server as it ships: SQLite with full durability.
+func playTabard(dir string) error {
+	s, err := server.Open(context.Background(), server.Config{
+		DataDir: dir, Listen: []string{"127.0.0.1:0"}, Driver: server.DriverNone,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Println(s.URL())
+	return s.Run(context.Background())
+}
+
+// playBare is the limit: parse the form, check the signature, sign a token of
+// the same size, answer.
+func playBare(jwks string) error {
+	var set jose.JSONWebKeySet
+	b, err := os.ReadFile(jwks)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, &set); err != nil {
+		return err
+	}
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: private, KeyID: keyID}}, nil)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // lives as long as the process
+	if err != nil {
+		return err
+	}
+	fmt.Println("http://" + l.Addr().String())
+	payload := bytes.Repeat([]byte("x"), 900) // as large as an access token's claims
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /identity/token", func(w http.ResponseWriter, r *http.Request) {
+		var claims map[string]any
+		token, err := josejwt.ParseSigned(r.PostFormValue("cr_token"), []jose.SignatureAlgorithm{jose.RS256, jose.ES256})
+		if err == nil {
+			err = token.Claims(set.Keys[0].Key, &claims)
+		}
+		if err != nil {
+			http.Error(w, "bad token", http.StatusBadRequest)
+			return
+		}
+		jws, err := signer.Sign(payload)
+		var raw string
+		if err == nil {
+			raw, err = jws.CompactSerialize()
+		}
+		if err != nil {
+			http.Error(w, "cannot sign", http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = fmt.Fprintf(w, `{"access_token":%q,"expires_in":3600}`, raw) // the client may be gone
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	return srv.Serve(l)
+}
+
+// side is a process under load.
+type side struct {
+	name string
+	url  string
+	cmd  *exec.Cmd
+
+	rates     []float64 // exchanges a second, one a round
+	latencies []time.Duration
+}
+
+func start(name string, args ...string) (*side, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	s := &side{name: name, cmd: exec.Command(self, args...)} //nolint:noctx // ended by stop
+	s.cmd.Stderr = os.Stderr
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.cmd.Start(); err != nil {
+		return nil, err
+	}
+	line := make([]byte, 256)
+	n, err := out.Read(line)
+	if err != nil {
+		return nil, fmt.Errorf("%s did not start: %w", name, err)
+	}
+	s.url = strings.TrimSpace(string(line[:n]))
+	return s, nil
+}
+
+func (s *side) stop() {
+	_ = s.cmd.Process.Kill() // a throw-away process
+	_ = s.cmd.Wait()
+}
+
+func measure(o options) (err error) {
+	dir, err := os.MkdirTemp("", "tabard-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	tokens, jwks, err := workload(dir, o.clusterAlg)
+	if err != nil {
+		return err
+	}
+	data := filepath.Join(dir, "data")
+	tabard, err := start("tabard", "-role", "tabard", "-dir", data)
+	if err != nil {
+		return err
+	}
+	defer tabard.stop()
+	bare, err := start("bare", "-role", "bare", "-jwks", jwks)
+	if err != nil {
+		return err
+	}
+	defer bare.stop()
+	if err := furnish(tabard.url, data, jwks); err != nil {
+		return err
+	}
+	fmt.Printf("%d clients, %d rounds of %s each, cluster tokens %s, access tokens ES256, durable audit on\n\n", o.clients, o.rounds, o.length, o.clusterAlg)
+	sides := []*side{tabard, bare}
+	for round := range o.rounds + 1 {
+		for _, s := range sides {
+			rate, latencies, err := load(s.url, tokens, o)
+			if err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
+			}
+			if round > 0 { // the first one warms up
+				s.rates = append(s.rates, rate)
+				s.latencies = append(s.latencies, latencies...)
+			}
+		}
+	}
+	fmt.Printf("%-8s %14s %10s %10s\n", "", "exchanges/s", "p50", "p99")
+	for _, s := range sides {
+		slices.Sort(s.latencies)
+		fmt.Printf("%-8s %14.0f %10s %10s\n", s.name, median(s.rates), quantile(s.latencies, .5), quantile(s.latencies, .99))
+	}
+	ratios := make([]float64, len(tabard.rates))
+	for i := range ratios {
+		ratios[i] = tabard.rates[i] / bare.rates[i]
+	}
+	fmt.Printf("\nratio tabard/bare: median %.2f, from %.2f to %.2f\n", median(ratios), slices.Min(ratios), slices.Max(ratios))
+	return nil
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	return v[len(v)/2]
+}
+
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	return sorted[int(q*float64(len(sorted)-1))].Round(10 * time.Microsecond)
+}
+
+// load keeps all clients busy for a round.
+func load(base string, tokens []string, o options) (float64, []time.Duration, error) {
+	bodies := make([]string, len(tokens))
+	for i, t := range tokens {
+		bodies[i] = url.Values{"grant_type": {grantType}, "cr_token": {t}, "profile_name": {"bench"}}.Encode()
+	}
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: o.clients}}
+	defer client.CloseIdleConnections()
+	var mu sync.Mutex
+	var all []time.Duration
+	var failed error
+	begin := time.Now()
+	end := begin.Add(o.length)
+	var workers sync.WaitGroup
+	for w := range o.clients {
+		workers.Go(func() {
+			var own []time.Duration
+			var err error
+			for n := w; time.Now().Before(end) && err == nil; n++ {
+				at := time.Now()
+				err = exchange(client, base, bodies[n%len(bodies)])
+				own = append(own, time.Since(at))
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, own...)
+			failed = errors.Join(failed, err)
+		})
+	}
+	workers.Wait()
+	return float64(len(all)) / time.Since(begin).Seconds(), all, failed
+}
+
+func exchange(client *http.Client, base, body string) error {
+	resp, err := client.Post(base+"/identity/token", contentType, strings.NewReader(body)) //nolint:noctx // the client has a timeout
+	if err != nil {
+		return err
+	}
+	b, err := io.ReadAll(resp.Body)
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("status %d: %s", resp.StatusCode, b)
+	}
+	return nil
+}
+
+// workload makes a cluster's key and a handful of pods' tokens.
+func workload(dir, alg string) (tokens []string, jwks string, err error) {
+	var private, public any
+	if alg == "ES256" {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, "", err
+		}
+		private, public = key, key.Public()
+	} else {
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			return nil, "", err
+		}
+		private, public = key, key.Public()
+	}
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: keyID, Algorithm: alg, Use: "sig"}}})
+	if err != nil {
+		return nil, "", err
+	}
+	jwks = filepath.Join(dir, "jwks.json")
+	if err := os.WriteFile(jwks, set, 0o600); err != nil {
+		return nil, "", err
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.SignatureAlgorithm(alg), Key: jose.JSONWebKey{Key: private, KeyID: keyID}}, nil)
+	if err != nil {
+		return nil, "", err
+	}
+	now := time.Now()
+	for n := range 64 {
+		named := map[string]string{"name": "web", "uid": uuid.NewString()}
+		payload, err := json.Marshal(map[string]any{
+			"iss": "https://bench.invalid", "aud": []string{"iam"}, "sub": "system:serviceaccount:shop:web", "jti": uuid.NewString(),
+			"iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(time.Hour).Unix(),
+			"kubernetes.io": map[string]any{"namespace": "shop", "serviceaccount": named, "pod": map[string]string{"name": fmt.Sprintf("web-%d", n), "uid": uuid.NewString()}},
+		})
+		if err != nil {
+			return nil, "", err
+		}
+		jws, err := signer.Sign(payload)
+		if err != nil {
+			return nil, "", err
+		}
+		raw, err := jws.CompactSerialize()
+		if err != nil {
+			return nil, "", err
+		}
+		tokens = append(tokens, raw)
+	}
+	return tokens, jwks, nil
+}
+
+// furnish registers the cluster and a linked profile over the API.
+func furnish(base, data, jwksFile string) error {
+	var owner struct {
+		AccountID string `json:"account_id"`
+		APIKey    string `json:"apikey"`
+	}
+	b, err := os.ReadFile(filepath.Join(data, "owner.json"))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, &owner); err != nil {
+		return err
+	}
+	resp, err := http.PostForm(base+"/identity/token", url.Values{"grant_type": {"urn:ibm:params:oauth:grant-type:apikey"}, "apikey": {owner.APIKey}}) //nolint:noctx // at start
+	if err != nil {
+		return err
+	}
+	var token struct {
+		AccessToken string `json:"access_token"`
+	}
+	if err := errors.Join(json.NewDecoder(resp.Body).Decode(&token), resp.Body.Close()); err != nil {
+		return err
+	}
+	post := func(path string, body any, into any) error {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		req, err := http.NewRequest(http.MethodPost, base+path, bytes.NewReader(b)) //nolint:noctx // at start
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Authorization", "Bearer "+token.AccessToken)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		answer, err := io.ReadAll(resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			return err
+		}
+		if resp.StatusCode != http.StatusCreated {
+			return fmt.Errorf("POST %s: %d %s", path, resp.StatusCode, answer)
+		}
+		return json.Unmarshal(answer, into)
+	}
+	jwks, err := os.ReadFile(jwksFile)
+	if err != nil {
+		return err
+	}
+	var cluster struct{ CRN string }
+	if err := post("/v1/clusters", map[string]any{"name": "bench", "issuer": "https://bench.invalid", "jwks": json.RawMessage(jwks)}, &cluster); err != nil {
+		return err
+	}
+	var profile struct{ ID string }
+	if err := post("/v1/profiles", map[string]any{"name": "bench", "account_id": owner.AccountID}, &profile); err != nil {
+		return err
+	}
+	var link any
+	return post("/v1/profiles/"+profile.ID+"/links", map[string]any{
+		"cr_type": "IKS_SA", "name": "bench", "link": map[string]string{"crn": cluster.CRN, "namespace": "shop", "name": "web"},
+	}, &link)
+}

@@ -1,0 +1,355 @@
+package iamidentity_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"tabard.dev/tabard/internal/access"
+	"tabard.dev/tabard/internal/api/apitest"
+	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/identity"
+	"tabard.dev/tabard/internal/store"
+)
+
+func (e env) createKey(body object, as string) *apitest.Response {
+	e.T.Helper()
+	return e.Do(apitest.Request{Method: "POST", Path: "/v1/apikeys", Body: body, As: as})
+}
+
+func TestAnAPIKeyIsShownOnceAndKeptAsAHash(t *testing.T) {
+	e := start(t)
+	s := e.serviceID("s")
+	inline := e.post("/v1/serviceids/", object{"name": "with key", "account_id": e.Owner.AccountID, "apikey": object{"name": "inline", "store_value": true}})
+	keys := []object{
+		e.post("/v1/apikeys", object{"name": "mine", "iam_id": e.Owner.IAMID, "description": "GoSDK test apikey"}),
+		e.post("/v1/apikeys", object{"name": "of service", "iam_id": s["iam_id"], "account_id": e.Owner.AccountID, "store_value": true}),
+		e.post("/v1/apikeys", object{"name": "given", "iam_id": e.Owner.IAMID, "apikey": strings.Repeat("k", 32)}),
+		inline["apikey"].(object),
+	}
+	var secrets []string
+	for _, k := range keys {
+		secret := text(k, "apikey")
+		secrets = append(secrets, secret)
+		stored, ok := e.Config.Directory.APIKeys.Get(text(k, "id"))
+		if len(secret) < 32 || !ok || stored.Hash != e.Sealer.Hash(secret) {
+			t.Fatalf("key %v is stored as %+v", k, stored)
+		}
+		if got := e.get(pathOf(k)); got["apikey"] != nil || got["name"] != k["name"] || got["created_by"] != e.Owner.IAMID || got["locked"] != false ||
+			got["account_id"] != e.Owner.AccountID || got["crn"] != "crn:v1:bluemix:public:iam-identity::a/"+e.Owner.AccountID+"::apikey:"+text(k, "id") {
+			t.Errorf("read %v", got)
+		}
+		e.put(pathOf(k), "*", object{"description": "changed"}).Want(http.StatusOK)
+	}
+	if keys[2]["apikey"] != strings.Repeat("k", 32) {
+		t.Error("the given value was not taken")
+	}
+	if got := e.get(pathOf(inline)); got["apikey"] != nil {
+		t.Errorf("the service ID shows its key: %v", got)
+	}
+
+	// Neither the objects nor the events hold a value, and events not even a hash.
+	var docs strings.Builder
+	must(t, e.Store.Load(context.Background(), func(r store.Record) error { docs.Write(r.Doc); return nil }))
+	events, err := json.Marshal(e.Events(200))
+	must(t, err)
+	for _, secret := range secrets {
+		if strings.Contains(docs.String(), secret) || strings.Contains(string(events), secret) || strings.Contains(string(events), e.Sealer.Hash(secret)) {
+			t.Error("a value is kept")
+		}
+	}
+}
+
+func TestNobodyGetsAKeyForSomebodyElse(t *testing.T) {
+	e := start(t)
+	victim := "IBMid-VICTIM"
+	e.Grant("IBMid-ADMIN", "iam-identity", "Administrator")
+	e.Grant("IBMid-OPERATOR", "iam-identity", "Operator")
+	profile := e.profile("p")
+	foreign := e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", As: e.Other.IAMID, Body: object{"name": "s", "account_id": e.Other.AccountID}}).Want(http.StatusCreated)
+	before := e.Config.Directory.APIKeys.Len()
+	for _, attacker := range []string{e.Owner.IAMID, "IBMid-ADMIN", "IBMid-OPERATOR", viewer, stranger} {
+		e.createKey(object{"name": "x", "iam_id": victim}, attacker).Want(http.StatusForbidden)
+		e.createKey(object{"name": "x", "iam_id": e.Other.IAMID}, attacker).Want(http.StatusForbidden)
+		e.createKey(object{"name": "x", "iam_id": victim, "account_id": e.Owner.AccountID}, attacker).Want(http.StatusForbidden)
+		e.createKey(object{"name": "x", "iam_id": foreign["iam_id"]}, attacker).Want(http.StatusNotFound)
+		e.createKey(object{"name": "x", "iam_id": profile["iam_id"]}, attacker).Want(http.StatusBadRequest)
+		for _, id := range []string{"", "x", "crn-crn:v1:bluemix:public:is::a/x::instance:1", "iam-x", "iam-ServiceId"} {
+			e.createKey(object{"name": "x", "iam_id": id}, attacker).Want(http.StatusBadRequest)
+		}
+		// What counts is one value, whichever way the body is written.
+		for _, body := range []string{
+			`{"name":"x","iam_id":"` + attacker + `","iam_id":"` + victim + `"}`,
+			`{"name":"x","iam_id":"` + attacker + `","IAM_ID":"` + victim + `"}`,
+			`{"name":"x","iam_id":"` + text(foreign, "iam_id") + `","iam_id":"` + victim + `"}`,
+		} {
+			got := e.Do(apitest.Request{Method: "POST", Path: "/v1/apikeys", Body: body, As: attacker})
+			got.Want(http.StatusForbidden)
+		}
+	}
+	if after := e.Config.Directory.APIKeys.Len(); after != before {
+		t.Fatalf("%d keys were created", after-before)
+	}
+	// A profile session cannot turn itself into a lasting credential.
+	e.Grant(text(profile, "iam_id"), "iam-identity", "Administrator")
+	e.createKey(object{"name": "x", "iam_id": profile["iam_id"]}, text(profile, "iam_id")).Want(http.StatusBadRequest)
+	e.createKey(object{"name": "x", "iam_id": e.Owner.IAMID}, text(profile, "iam_id")).Want(http.StatusForbidden)
+}
+
+func TestAKeyNeedsTheActionForItsHolder(t *testing.T) {
+	e := start(t)
+	s, other := e.serviceID("s"), e.serviceID("other")
+	own := "IBMid-OWNKEYS"
+	e.Grant(own, "iam-identity", "User Api Key Creator")
+	e.createKey(object{"name": "x", "iam_id": own}, own).Want(http.StatusCreated)
+	e.createKey(object{"name": "x", "iam_id": s["iam_id"]}, own).Want(http.StatusForbidden)
+	e.createKey(object{"name": "x", "iam_id": viewer}, viewer).Want(http.StatusForbidden)
+
+	// The right can be given for one service ID.
+	team := "IBMid-TEAM"
+	e.grantOn(team, "serviceid", text(s, "id"), "Operator")
+	e.createKey(object{"name": "x", "iam_id": s["iam_id"]}, team).Want(http.StatusCreated)
+	e.createKey(object{"name": "x", "iam_id": other["iam_id"]}, team).Want(http.StatusForbidden)
+
+	// The right to create service IDs does not include their keys.
+	creator := "IBMid-CREATOR"
+	e.Grant(creator, "iam-identity", "Service Id Creator")
+	body := object{"name": "new", "account_id": e.Owner.AccountID}
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: body, As: creator}).Want(http.StatusCreated)
+	before := e.Config.Directory.ServiceIDs.Len()
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: with(body, "apikey", object{"name": "k"}), As: creator}).Want(http.StatusForbidden)
+	if e.Config.Directory.ServiceIDs.Len() != before {
+		t.Error("the refused request left a service ID")
+	}
+}
+
+func TestEventsOfKeysAreNamedAfterTheirHolder(t *testing.T) {
+	e := start(t)
+	s := e.serviceID("s")
+	for what, iamID := range map[string]any{"user-apikey": e.Owner.IAMID, "serviceid-apikey": s["iam_id"]} {
+		k := e.post("/v1/apikeys", object{"name": "k", "iam_id": iamID})
+		last := func(verb string) {
+			t.Helper()
+			event := e.Events(1)[0]
+			if event.Action != "iam-identity."+what+"."+verb || event.Target.TypeURI != "iam-identity/"+what || event.Target.ID != k["crn"] ||
+				!strings.Contains(string(event.ResponseData), fmt.Sprint(iamID)) || event.Severity != "critical" {
+				t.Errorf("event %+v with %s", event, event.ResponseData)
+			}
+		}
+		last("create")
+		e.put(pathOf(k), "*", object{"name": "renamed"}).Want(http.StatusOK)
+		last("update")
+		e.Do(apitest.Request{Method: "POST", Path: pathOf(k) + "/disable"}).Want(http.StatusNoContent)
+		last("update")
+		e.remove(pathOf(k))
+		last("delete")
+	}
+}
+
+func TestAnAPIKeyValueMustBeLongAndNew(t *testing.T) {
+	e := start(t)
+	value := strings.Repeat("v", 40)
+	for _, bad := range []string{strings.Repeat("x", 31), strings.Repeat("x", 257), strings.Repeat("x ", 20), strings.Repeat("é", 40), strings.Repeat("x\n", 20)} {
+		e.createKey(object{"name": "k", "iam_id": e.Owner.IAMID, "apikey": bad}, "").Want(http.StatusBadRequest)
+	}
+	e.createKey(object{"name": "k", "iam_id": e.Owner.IAMID, "apikey": value}, "").Want(http.StatusCreated)
+	e.createKey(object{"name": "k", "iam_id": e.Owner.IAMID, "apikey": value}, "").Want(http.StatusConflict)
+	e.createKey(object{"name": "k", "iam_id": e.Other.IAMID, "apikey": value}, e.Other.IAMID).Want(http.StatusConflict)
+	if got := e.createKey(object{"name": "k", "iam_id": e.Owner.IAMID, "apikey": value}, ""); strings.Contains(string(got.Raw), value) {
+		t.Error("the refusal repeats the value")
+	}
+	e.createKey(object{"iam_id": e.Owner.IAMID}, "").Want(http.StatusBadRequest)
+	e.createKey(object{"name": "k", "iam_id": e.Owner.IAMID, "action_when_leaked": "tell"}, "").Want(http.StatusBadRequest)
+}
+
+func TestAnIdentityHasAtMostTwentyKeys(t *testing.T) {
+	e := start(t)
+	s := e.serviceID("s")
+	for range identity.MaxKeysPerIdentity {
+		e.post("/v1/apikeys", object{"name": "k", "iam_id": s["iam_id"]})
+	}
+	e.createKey(object{"name": "k", "iam_id": s["iam_id"]}, "").Want(http.StatusConflict)
+	e.post("/v1/apikeys", object{"name": "k", "iam_id": e.Owner.IAMID})
+}
+
+func TestAKeyExpiresWhenItsCreatorSays(t *testing.T) {
+	e := start(t)
+	for given, want := range map[string]string{
+		"2049-01-02T18:30+0000": "2049-01-02T18:30+0000", "2049-01-02T18:30:00+0000": "2049-01-02T18:30+0000",
+		"2049-01-02T18:30:00Z": "2049-01-02T18:30+0000", "2049-01-02T20:30:00+02:00": "2049-01-02T18:30+0000",
+	} {
+		k := e.post("/v1/apikeys", object{"name": "k", "iam_id": e.Owner.IAMID, "expires_at": given})
+		if k["expires_at"] != want {
+			t.Errorf("%s became %v", given, k["expires_at"])
+		}
+		if got := e.put(pathOf(k), "*", object{"name": "n"}).Want(http.StatusOK); got["expires_at"] != want {
+			t.Errorf("a change of the name changed the end to %v", got["expires_at"])
+		}
+		if got := e.put(pathOf(k), "*", object{"expires_at": ""}).Want(http.StatusOK); got["expires_at"] != nil {
+			t.Errorf("the end was not removed: %v", got["expires_at"])
+		}
+		e.put(pathOf(k), "*", object{"expires_at": "tomorrow"}).Want(http.StatusBadRequest)
+	}
+	for _, bad := range []string{"2001-01-02T18:30+0000", "2049-01-02", "x", time.Now().UTC().Add(-time.Minute).Format(time.RFC3339)} {
+		e.createKey(object{"name": "k", "iam_id": e.Owner.IAMID, "expires_at": bad}, "").Want(http.StatusBadRequest)
+	}
+}
+
+func TestAKeyIsFoundByItsValueInItsOwnAccount(t *testing.T) {
+	e := start(t)
+	details := func(value, as string) *apitest.Response {
+		return e.Do(apitest.Request{Path: "/v1/apikeys/details?include_history=true", As: as, Header: map[string]string{"IAM-ApiKey": value}})
+	}
+	got := details(e.Owner.APIKey, e.Owner.IAMID).Want(http.StatusOK)
+	if got["iam_id"] != e.Owner.IAMID || got["apikey"] != nil || got["locked"] != false {
+		t.Error(got)
+	}
+	details(e.Owner.APIKey, e.Other.IAMID).Want(http.StatusNotFound)
+	details(e.Owner.APIKey, stranger).Want(http.StatusForbidden)
+	details("", e.Owner.IAMID).Want(http.StatusBadRequest)
+	if r := details("no-such-value-at-all", e.Owner.IAMID); r.Status != http.StatusNotFound || strings.Contains(string(r.Raw), "no-such-value") {
+		t.Errorf("status %d: %s", r.Status, r.Raw)
+	}
+}
+
+func TestALockHoldsAKeyAndAServiceID(t *testing.T) {
+	e := start(t)
+	s := e.serviceID("s")
+	k := e.post("/v1/apikeys", object{"name": "k", "iam_id": s["iam_id"]})
+	lock := func(method string, o object) *apitest.Response {
+		return e.Do(apitest.Request{Method: method, Path: pathOf(o) + "/lock"})
+	}
+	for _, o := range []object{k, s} {
+		lock("DELETE", o).Want(http.StatusConflict)
+		lock("POST", o).Want(http.StatusNoContent)
+		lock("POST", o).Want(http.StatusConflict)
+		if e.get(pathOf(o))["locked"] != true {
+			t.Errorf("%s does not show its lock", pathOf(o))
+		}
+		e.put(pathOf(o), "*", object{"name": "x"}).Want(http.StatusConflict)
+		e.Do(apitest.Request{Method: "DELETE", Path: pathOf(o)}).Want(http.StatusConflict)
+	}
+	lock("DELETE", s).Want(http.StatusNoContent)
+	e.Do(apitest.Request{Method: "DELETE", Path: pathOf(s)}).Want(http.StatusConflict) // its key is locked
+	e.get(pathOf(k))
+	lock("DELETE", k).Want(http.StatusNoContent)
+	e.remove(pathOf(s))
+	e.Do(apitest.Request{Path: pathOf(k)}).Want(http.StatusNotFound)
+
+	header := map[string]string{"Entity-Lock": "true", "Entity-Disable": "true"}
+	locked := e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids/", Header: header, Body: object{"name": "s", "account_id": e.Owner.AccountID}}).Want(http.StatusCreated)
+	lockedKey := e.Do(apitest.Request{Method: "POST", Path: "/v1/apikeys", Header: header, Body: object{"name": "k", "iam_id": locked["iam_id"]}}).Want(http.StatusCreated)
+	if locked["locked"] != true || lockedKey["locked"] != true || lockedKey["disabled"] != true {
+		t.Errorf("made locked: %v, %v", locked, lockedKey)
+	}
+}
+
+func TestAKeyCanBeDisabledAndEnabled(t *testing.T) {
+	e := start(t)
+	k := e.post("/v1/apikeys", object{"name": "k", "iam_id": e.Owner.IAMID})
+	disable := func(method string) *apitest.Response {
+		return e.Do(apitest.Request{Method: method, Path: pathOf(k) + "/disable"})
+	}
+	disable("POST").Want(http.StatusNoContent)
+	disable("POST").Want(http.StatusConflict)
+	if e.get(pathOf(k))["disabled"] != true {
+		t.Error("the key does not show that it is disabled")
+	}
+	disable("DELETE").Want(http.StatusNoContent)
+	disable("DELETE").Want(http.StatusConflict)
+	e.Do(apitest.Request{Method: "POST", Path: pathOf(k) + "/lock"}).Want(http.StatusNoContent)
+	disable("POST").Want(http.StatusNoContent)
+}
+
+func TestKeysAreListedByHolderOrAccount(t *testing.T) {
+	e := start(t)
+	s := e.serviceID("s")
+	e.post("/v1/apikeys", object{"name": "mine", "iam_id": e.Owner.IAMID})
+	e.post("/v1/apikeys", object{"name": "service", "iam_id": s["iam_id"]})
+	e.Grant("IBMid-ADMIN", "iam-identity", "Administrator")
+	e.createKey(object{"name": "admin", "iam_id": "IBMid-ADMIN"}, "IBMid-ADMIN").Want(http.StatusCreated)
+	for query, want := range map[string]string{
+		"":                                  "owner mine",
+		"?iam_id=" + e.Owner.IAMID:          "owner mine",
+		"?iam_id=" + text(s, "iam_id"):      "service",
+		"?iam_id=iam-ServiceId-unknown":     "",
+		"?scope=account":                    "owner mine service admin",
+		"?scope=account&type=user":          "owner mine admin",
+		"?scope=account&type=serviceid":     "service",
+		"?scope=account&sort=name":          "admin mine owner service",
+		"?scope=account&iam_id=IBMid-ADMIN": "admin",
+		"/?account_id=" + e.Owner.AccountID: "owner mine",
+		"?sort=created_by&order=desc":       "mine owner",
+	} {
+		got := strings.Join(names(e.get("/v1/apikeys"+query), "apikeys"), " ")
+		if query == "?sort=created_by&order=desc" {
+			if len(got) != len(want) {
+				t.Errorf("%s: %s", query, got)
+			}
+			continue
+		}
+		if got != want {
+			t.Errorf("%s: %s, want %s", query, got, want)
+		}
+	}
+	e.Do(apitest.Request{Path: "/v1/apikeys?iam_id=IBMid-ADMIN"}).Want(http.StatusForbidden)
+	e.Do(apitest.Request{Path: "/v1/apikeys?iam_id=" + e.Owner.IAMID, As: "IBMid-ADMIN"}).Want(http.StatusForbidden)
+	if got := names(e.Do(apitest.Request{Path: "/v1/apikeys?scope=account", As: stranger}).Want(http.StatusOK), "apikeys"); len(got) != 0 {
+		t.Errorf("a stranger sees %v", got)
+	}
+	if got := string(e.Do(apitest.Request{Path: "/v1/apikeys?scope=account"}).Raw); strings.Contains(got, "hash") || strings.Contains(got, `"apikey":`) {
+		t.Errorf("the list shows secrets: %s", got)
+	}
+}
+
+func TestAServiceIDHasTheFormThatClientsKnow(t *testing.T) {
+	e := start(t)
+	instance := "crn:v1:bluemix:public:cloud-object-storage:global:a/" + e.Owner.AccountID + ":1234::"
+	s := e.post("/v1/serviceids/", object{"name": "s", "account_id": e.Owner.AccountID, "description": "d", "unique_instance_crns": []string{instance}})
+	id := text(s, "id")
+	if !strings.HasPrefix(id, "ServiceId-") || s["iam_id"] != "iam-"+id || s["locked"] != false ||
+		s["crn"] != "crn:v1:bluemix:public:iam-identity::a/"+e.Owner.AccountID+"::serviceid:"+id ||
+		fmt.Sprint(s["unique_instance_crns"]) != "["+instance+"]" {
+		t.Error(s)
+	}
+	got := e.put(pathOf(s), text(s, "entity_tag"), object{"description": "new"}).Want(http.StatusOK)
+	if got["name"] != "s" || got["description"] != "new" || got["unique_instance_crns"] == nil {
+		t.Errorf("a partial update: %v", got)
+	}
+	if got := e.put(pathOf(s), "*", object{"unique_instance_crns": []string{}}).Want(http.StatusOK); got["unique_instance_crns"] != nil {
+		t.Errorf("an empty list clears: %v", got)
+	}
+	e.serviceID("s") // names are not unique
+	list := e.get("/v1/serviceids/?pagesize=100&name=s&account_id=" + e.Owner.AccountID)
+	if len(names(list, "serviceids")) != 2 || list["offset"] != 0.0 || list["next"] != nil {
+		t.Errorf("list %v", list)
+	}
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: object{"name": "s", "account_id": e.Owner.AccountID, "group_id": "x"}}).Want(http.StatusBadRequest)
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: object{"name": "s", "account_id": e.Owner.AccountID, "apikey": object{}}}).Want(http.StatusBadRequest)
+}
+
+func TestAServiceIDTakesAllThatHangsOnItAlong(t *testing.T) {
+	e := start(t)
+	d := e.Config.Directory
+	s, other := e.serviceID("gone"), e.serviceID("stays")
+	group := &access.Group{ID: "AccessGroupId-1", AccountID: e.Owner.AccountID, Name: "g"}
+	for _, o := range []object{s, other} {
+		e.post("/v1/apikeys", object{"name": "k", "iam_id": o["iam_id"]})
+		e.Grant(text(o, "iam_id"), "is", "Operator")
+		group.Members = append(group.Members, access.Member{IAMID: text(o, "iam_id"), Type: "service"})
+	}
+	must(t, d.Update(context.Background(), e.Owner.IAMID, func(tx *directory.Tx) error { d.Groups.Put(tx, group); return nil }))
+	e.remove(pathOf(s))
+	e.Do(apitest.Request{Path: pathOf(s)}).Want(http.StatusNotFound)
+	for o, want := range map[string]int{text(s, "iam_id"): 0, text(other, "iam_id"): 1} {
+		subject := directory.Key(e.Owner.AccountID, o)
+		keys, policies, groups := d.APIKeysByIdentity.Len(subject), d.PoliciesOfSubject.Len(subject), len(d.GroupsOf(e.Owner.AccountID, o))
+		if keys != want || policies != want || groups != want {
+			t.Errorf("%s has %d keys, %d policies, %d groups; want %d of each", o, keys, policies, groups, want)
+		}
+	}
+}

@@ -1,0 +1,39 @@
+package api
+
+import (
+	"net/http"
+
+	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/grant"
+)
+
+// PlainError is the error body of routes that are our own.
+type PlainError struct {
+	Trace      string           `json:"trace"`
+	Errors     []PlainErrorItem `json:"errors"`
+	StatusCode int              `json:"status_code"`
+}
+
+// PlainErrorItem is one error in it.
+type PlainErrorItem struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Details string `json:"details,omitempty"`
+}
+
+// PlainShape is the error shape of our own families.
+func PlainShape(c *Call, f *fault.Error) (int, any) {
+	status := grant.StatusOf(f.Kind)
+	return status, PlainError{
+		Trace: TransactionID(c.R.Context()), StatusCode: status,
+		Errors: []PlainErrorItem{{Code: f.Code, Message: f.Message, Details: f.Detail}},
+	}
+}
+
+// NotFoundRoute answers every path that no family has, in JSON.
+func NotFoundRoute(mux *http.ServeMux, cfg *Config) {
+	f := &Family{Config: cfg, Mux: mux, Service: "Tabard", Shape: PlainShape}
+	f.handle("/", func(c *Call) (Reply, error) {
+		return Reply{}, fault.New(fault.NotFound, "invalid_route", "There is no %s %s here.", c.R.Method, c.R.URL.Path)
+	})
+}

@@ -1,0 +1,233 @@
+// Package cli is the command line client: the words of the ibmcloud command for
+// trusted profiles, access and virtual servers, and a few of our own
+// (reference/instance-metadata-and-vpc.md section 4). It speaks to a server over
+// HTTP only and knows nothing of how one works inside.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Exit codes of the program.
+const (
+	exitDone   = 0
+	exitFailed = 1 // refused by the server, or failed
+	exitUsage  = 2 // wrong arguments or flags, or an unknown command
+)
+
+// usageError is a mistake in how the program was called.
+type usageError struct{ error }
+
+// Usage returns an error that says how the program was called wrongly; it ends
+// with exit code 2.
+func Usage(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// childExit carries the exit code of a program that was run on the user's
+// behalf; it has said itself what went wrong.
+type childExit int
+
+func (c childExit) Error() string { return fmt.Sprintf("the command ended with code %d", int(c)) }
+
+// New returns the root command with the client's commands and the extra ones.
+func New(extra ...*cobra.Command) *cobra.Command {
+	root := group("tabard", "Workload identity without keys: client and server in one program",
+		"Tabard gives pods and virtual servers short-lived access tokens for what they are, not for a key they hold.\n"+
+			"The client's words are those of the ibmcloud command: log in, then use iam, is, resource, ks and activity.\n\n"+
+			"The session is kept in $TABARD_HOME (default ~/.tabard). Exit codes: 0 done, 1 refused or failed, 2 wrong usage.",
+		"tabard login -a http://127.0.0.1:8470 --apikey @data/owner.json\ntabard iam trusted-profiles")
+	root.Version = version()
+	root.SetVersionTemplate("tabard {{.Version}}\n")
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.AddCommand(sessionCommands()...)
+	root.AddCommand(iamCommands(), isCommands(), resourceCommands(), ksCommands(), activityCommands())
+	root.AddCommand(extra...)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	return root
+}
+
+// Execute runs the program with the arguments that follow its name and returns
+// its exit code. What went wrong is on stderr.
+func Execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, extra ...*cobra.Command) int {
+	root := New(extra...)
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	// Whatever fails before a command's own code runs is a mistake in the call:
+	// cobra has no kind of error for it.
+	running := false
+	each(root, func(c *cobra.Command) {
+		switch run, plain := c.RunE, c.Run; {
+		case run != nil:
+			c.RunE = func(c *cobra.Command, args []string) error { running = true; return run(c, args) }
+		case plain != nil:
+			c.Run = func(c *cobra.Command, args []string) { running = true; plain(c, args) }
+		}
+	})
+	called, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitDone
+	}
+	var child childExit
+	if errors.As(err, &child) {
+		return int(child)
+	}
+	var usage usageError
+	if !running || errors.As(err, &usage) {
+		fmt.Fprintf(stderr, "Incorrect usage: %v\nSee: %s --help\n", err, called.CommandPath())
+		return exitUsage
+	}
+	printFailure(stderr, err)
+	return exitFailed
+}
+
+func each(c *cobra.Command, f func(*cobra.Command)) {
+	f(c)
+	for _, sub := range c.Commands() {
+		each(sub, f)
+	}
+}
+
+// group returns a command that only holds others. Unlike cobra's default it
+// refuses a word that it does not know.
+func group(use, short, long, example string, subs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: use, Short: short, Long: long, Example: indent(example),
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			hint := ""
+			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = "; did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return Usage("unknown command %q of %q%s", args[0], c.CommandPath(), hint)
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.SuggestionsMinimumDistance = 2
+	c.AddCommand(subs...)
+	return c
+}
+
+// spec describes a command.
+type spec struct {
+	use, short string
+	more       string // what else there is to say after short
+	example    string
+	args       cobra.PositionalArgs // nil means none
+	flags      func(*pflag.FlagSet)
+	run        func(s *session, args []string) error
+}
+
+// command returns a command that needs a session.
+func (p spec) command() *cobra.Command {
+	return p.bare(func(c *cobra.Command, args []string) error {
+		s, err := open(c)
+		if err != nil {
+			return err
+		}
+		return p.run(s, args)
+	})
+}
+
+// bare returns a command with another way to run.
+func (p spec) bare(run func(*cobra.Command, []string) error) *cobra.Command {
+	if p.args == nil {
+		p.args = cobra.NoArgs
+	}
+	long := p.short + "."
+	if p.more != "" {
+		long += "\n\n" + p.more
+	}
+	c := &cobra.Command{Use: p.use, Short: p.short, Long: long, Example: indent(p.example), Args: p.args, RunE: run}
+	if p.flags != nil {
+		p.flags(c.Flags())
+	}
+	outputFlags(c.Flags())
+	return c
+}
+
+func indent(s string) string { return "  " + strings.ReplaceAll(s, "\n", "\n  ") }
+
+// outputFlags are what every command understands.
+func outputFlags(f *pflag.FlagSet) {
+	f.VarP(new(format), "output", "o", "print API objects as `JSON` instead of text")
+	f.BoolP("quiet", "q", false, "leave out the lines that tell of progress")
+}
+
+// format is the value of --output.
+type format string
+
+func (f *format) String() string { return string(*f) }
+
+// Type names the value in help texts.
+func (f *format) Type() string { return "format" }
+
+// Set accepts json in any case, which is the only format there is.
+func (f *format) Set(s string) error {
+	if !strings.EqualFold(s, "json") {
+		return fmt.Errorf("unknown format %q, want json", s)
+	}
+	*f = "json"
+	return nil
+}
+
+// oneOf is the value of a flag with a fixed set of values, of any case.
+type oneOf struct {
+	value   *string
+	allowed []string
+}
+
+func choice(f *pflag.FlagSet, p *string, name, value, usage string, allowed ...string) {
+	*p = value
+	f.Var(&oneOf{p, allowed}, name, usage+": "+strings.Join(allowed, ", "))
+}
+
+func (o *oneOf) String() string {
+	if o.value == nil {
+		return ""
+	}
+	return *o.value
+}
+
+// Type names the value in help texts.
+func (o *oneOf) Type() string { return "string" }
+
+// Set accepts the allowed values.
+func (o *oneOf) Set(s string) error {
+	i := slices.IndexFunc(o.allowed, func(a string) bool { return strings.EqualFold(a, s) })
+	if i < 0 {
+		return fmt.Errorf("want one of %s", strings.Join(o.allowed, ", "))
+	}
+	*o.value = o.allowed[i]
+	return nil
+}
+
+// alias lets a flag be given by an older or shorter name too.
+func alias(f *pflag.FlagSet, name string, others ...string) {
+	for _, other := range others {
+		flag := *f.Lookup(name)
+		flag.Name, flag.Shorthand, flag.Hidden = other, "", true
+		f.AddFlag(&flag)
+	}
+}
+
+// version of the program as the build recorded it.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}

@@ -1,0 +1,244 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const (
+	requestTimeout = 60 * time.Second
+	dialTimeout    = 5 * time.Second
+	maxAnswer      = 32 << 20 // bytes
+	maxPages       = 10_000
+)
+
+// client sends requests to one server.
+type client struct {
+	base  string
+	token string // bearer; empty on requests that have none
+	http  *http.Client
+}
+
+func newClient(base, token string) *client {
+	transport := &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSHandshakeTimeout: dialTimeout,
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+	}
+	return &client{base: base, token: token, http: &http.Client{
+		Timeout: requestTimeout, Transport: transport,
+		// No API redirects, and a token must not follow where one points.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// request is one call. Path is escaped already; Body is sent as JSON unless it
+// is url.Values, which is a form.
+type request struct {
+	method, path string
+	query        url.Values
+	header       map[string]string
+	body         any
+}
+
+// do sends a request and decodes the answer into into, unless that is nil. An
+// answer that is not 2xx is an *apiError.
+func (c *client) do(ctx context.Context, r request, into any) (http.Header, error) {
+	var body io.Reader
+	contentType := ""
+	switch b := r.body.(type) {
+	case nil:
+	case url.Values:
+		body, contentType = strings.NewReader(b.Encode()), "application/x-www-form-urlencoded"
+	default:
+		encoded, err := json.Marshal(b)
+		if err != nil {
+			return nil, fmt.Errorf("encode the request: %w", err)
+		}
+		body, contentType = bytes.NewReader(encoded), "application/json"
+	}
+	target := c.base + r.path
+	if len(r.query) > 0 {
+		target += "?" + r.query.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, target, body)
+	if err != nil {
+		return nil, fmt.Errorf("build the request: %w", err)
+	}
+	transaction := transactionID()
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", "tabard-cli/"+version())
+	req.Header.Set("Transaction-Id", transaction)
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	for k, v := range r.header {
+		req.Header.Set(k, v)
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("reach the server at %s: %w", c.base, cause(err))
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the server's answer: %w", cause(err))
+	}
+	if len(answer) > maxAnswer {
+		return nil, fmt.Errorf("the server's answer is larger than %d bytes", maxAnswer)
+	}
+	if res.StatusCode < 200 || res.StatusCode > 299 {
+		return nil, refusal(res, answer, transaction)
+	}
+	if into == nil || len(bytes.TrimSpace(answer)) == 0 {
+		return res.Header, nil
+	}
+	if err := json.Unmarshal(answer, into); err != nil {
+		return nil, fmt.Errorf("the server's answer to %s %s is not what was expected; is %s a Tabard server? %w", r.method, r.path, c.base, err)
+	}
+	return res.Header, nil
+}
+
+// cause takes the URL out of an error of package http: a query may hold what
+// nobody wants in a terminal's history.
+func cause(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+func transactionID() string {
+	b := make([]byte, 16)
+	rand.Read(b) //nolint:errcheck // never fails, see crypto/rand
+	return hex.EncodeToString(b)
+}
+
+// list fetches all pages of a collection, or the first most items when most is
+// not 0. The API families page in different ways, but each names the next page
+// by query parameters: only those are taken from its link, so that a token is
+// never sent to where a link points.
+func (c *client) list(ctx context.Context, path string, query url.Values, array string, most int) ([]object, error) {
+	items := []object{}
+	seen := map[string]bool{}
+	for range maxPages {
+		var page object
+		if _, err := c.do(ctx, request{method: http.MethodGet, path: path, query: query}, &page); err != nil {
+			return nil, err
+		}
+		items = append(items, page.objects(array)...)
+		if most > 0 && len(items) >= most {
+			return items[:most], nil
+		}
+		next := nextPage(page)
+		if len(next) == 0 {
+			return items, nil
+		}
+		query = maps.Clone(query)
+		if query == nil {
+			query = url.Values{}
+		}
+		maps.Copy(query, next)
+		if seen[query.Encode()] {
+			return nil, fmt.Errorf("the pages of %s go round in a circle", path)
+		}
+		seen[query.Encode()] = true
+	}
+	return nil, fmt.Errorf("%s has more than %d pages", path, maxPages)
+}
+
+// nextPage returns the parameters of the page after this one, none on the last.
+func nextPage(page object) url.Values {
+	for _, at := range []string{"next_url", "next.href", "next"} {
+		if u, err := url.Parse(page.text(at)); err == nil && u.RawQuery != "" {
+			return u.Query()
+		}
+	}
+	if start := page.text("next.start"); start != "" {
+		return url.Values{"start": {start}}
+	}
+	return nil
+}
+
+// apiError is an answer that says no. The API families word it in different
+// shapes, which are told apart here once.
+type apiError struct {
+	Status      int
+	Code        string
+	Message     string
+	Details     string
+	Target      string
+	MoreInfo    string
+	Transaction string
+}
+
+func (e *apiError) Error() string { return e.Message }
+
+func refusal(res *http.Response, answer []byte, transaction string) *apiError {
+	e := &apiError{Status: res.StatusCode, Transaction: transaction}
+	if id := res.Header.Get("Transaction-Id"); id != "" {
+		e.Transaction = id
+	}
+	var body object
+	if json.Unmarshal(answer, &body) == nil {
+		first := body
+		if entries := body.objects("errors"); len(entries) > 0 {
+			first = entries[0]
+		}
+		e.Code = first.text("code|errorCode")
+		e.Message = first.text("message|errorMessage")
+		e.Details = first.text("details|errorDetails")
+		e.MoreInfo = first.text("more_info")
+		if name := first.text("target.name"); name != "" {
+			e.Target = strings.TrimSpace(name + " " + first.text("target.value"))
+		}
+		if code := first.text("message_code"); code != "" {
+			e.Code += " " + code
+		}
+	}
+	if e.Message == "" {
+		e.Message = "The server answered " + res.Status
+	}
+	return e
+}
+
+// remotePlain reports whether a URL sends secrets unencrypted over a network.
+func remotePlain(base string) bool {
+	u, err := url.Parse(base)
+	if err != nil || u.Scheme != "http" {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback())
+}
+
+// serverURL checks and completes what a user gave as a server's address.
+func serverURL(s string) (string, error) {
+	if !strings.Contains(s, "://") {
+		s = "https://" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", Usage("%q is not the URL of a server, such as https://tabard.example.com:8470", s)
+	}
+	return strings.TrimRight(u.String(), "/"), nil
+}

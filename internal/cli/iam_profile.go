@@ -1,0 +1,433 @@
+package cli
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+var crTypes = []string{"VSI", "IKS_SA", "ROKS_SA", "PVS", "BMS", "CE"}
+
+func profileCommands() []*cobra.Command {
+	email := field{"email", "e", "email", "email address"}
+	return []*cobra.Command{
+		listCommand(profiles, "trusted-profiles", "tabard iam trusted-profiles --output json", filter{"name", "n", "name", "show only the one with this `NAME`", nil}),
+		getCommand(profiles, "trusted-profile (NAME|ID)", "tabard iam trusted-profile my-trusted-profile --id"),
+		createIdentityCommand(profiles, "trusted-profile-create NAME", `tabard iam trusted-profile-create my-trusted-profile --description "My trusted profile"`, email),
+		updateIdentityCommand(profiles, "trusted-profile-update (NAME|ID)", `tabard iam trusted-profile-update my-trusted-profile --description ""`, email),
+		deleteCommand(profiles, "trusted-profile-delete (NAME|ID)...", "delete", "tabard iam trusted-profile-delete my-trusted-profile -f", nil, nil),
+		links.create(linkFlags), links.list(), links.delete(),
+		rules.create(ruleFlags), rules.list(), rules.update(ruleFlags), rules.delete(),
+		identityCreateCommand(), identitiesCommand(), identityDeleteCommand(),
+		policyCreateCommand("trusted-profile-policy-create (NAME|ID)", "a trusted profile",
+			"tabard iam trusted-profile-policy-create my-trusted-profile --roles Operator --service-name is", profileSubject),
+		policiesCommand("trusted-profile-policies (NAME|ID)", "a trusted profile", "tabard iam trusted-profile-policies my-trusted-profile", profileSubject),
+		policyCommand("trusted-profile-policy (NAME|ID) POLICY_ID", "a trusted profile", "tabard iam trusted-profile-policy my-trusted-profile POLICY_ID", profileSubject),
+		policyDeleteCommand("trusted-profile-policy-delete (NAME|ID) POLICY_ID", "a trusted profile", "tabard iam trusted-profile-policy-delete my-trusted-profile POLICY_ID -f", profileSubject),
+	}
+}
+
+// part is a kind of object inside a trusted profile: links and claim rules.
+type part struct {
+	kind
+	word, example string // of the command names
+}
+
+var links = &part{
+	kind{
+		noun: "link", plural: "links", path: "links", array: "links", id: "id", form: prefixed("Link-"),
+		columns: columns("Name", "name", "ID", "id", "Type", "cr_type", "CRN", "link.crn", "Namespace", "link.namespace", "Service account", "link.name"),
+		details: columns("Name", "name", "ID", "id", "Type", "cr_type", "CRN", "link.crn", "Namespace", "link.namespace", "Service account", "link.name", "Created", "created_at"),
+	},
+	"trusted-profile-link",
+	"tabard iam trusted-profile-link-create my-trusted-profile --name my-link --cr-type IKS_SA --link-crn CLUSTER_CRN --link-namespace default --link-name my-app",
+}
+
+var rules = &part{
+	kind{
+		noun: "claim rule", plural: "claim rules", path: "rules", array: "rules", id: "id", form: prefixed("ClaimRule-"),
+		columns: columns("Name", "name", "ID", "id", "Type", "type", "Compute type", "cr_type", "Claims", "conditions.claim", "Operators", "conditions.operator", "Values", "conditions.value"),
+		details: columns("Name", "name", "ID", "id", "Type", "type", "Compute type", "cr_type", "Realm", "realm_name",
+			"Claims", "conditions.claim", "Operators", "conditions.operator", "Values", "conditions.value", "Created", "created_at"),
+	},
+	"trusted-profile-rule",
+	"tabard iam trusted-profile-rule-create my-trusted-profile --name my-rule --type Profile-CR --cr-type IKS_SA --conditions claim:namespace,operator:EQUALS,value:default",
+}
+
+// of returns the part's kind inside one profile.
+func (p *part) of(s *session, profile string) (*kind, error) {
+	id, err := profiles.find(s, profile)
+	if err != nil {
+		return nil, err
+	}
+	k := p.kind
+	k.path = profiles.at(id, p.path)
+	return &k, nil
+}
+
+// body is what a command's flags say of an object.
+type body func() (map[string]any, error)
+
+func (p *part) create(flags func(*pflag.FlagSet) body) *cobra.Command {
+	var fields body
+	return spec{
+		use: p.word + "-create (NAME|ID)", short: "Create a " + p.noun + " of a trusted profile", example: p.example, args: cobra.ExactArgs(1),
+		more: map[*part]string{
+			links: "A link lets one named compute resource put on the profile: a virtual server by its CRN, a pod by its cluster's\n" +
+				"CRN, its namespace and its service account.",
+			rules: "A claim rule lets every compute resource put on the profile whose proved claims meet all its conditions.\n" +
+				"--conditions is claim:CLAIM,operator:OPERATOR,value:VALUE, once for each condition. Operators: EQUALS,\n" +
+				"NOT_EQUALS, EQUALS_IGNORE_CASE, NOT_EQUALS_IGNORE_CASE, CONTAINS, IN; for IN the value is a JSON array.",
+		}[p],
+		flags: func(f *pflag.FlagSet) {
+			fields = flags(f)
+			f.BoolP("force", "f", false, "do not ask")
+			idFlag(f)
+		},
+		run: func(s *session, args []string) error {
+			b, err := fields()
+			if err != nil {
+				return err
+			}
+			s.announce("Creating %s of trusted profile %s", p.noun, args[0])
+			k, err := p.of(s, args[0])
+			if err != nil {
+				return err
+			}
+			o, err := s.send(request{method: http.MethodPost, path: k.path, body: b})
+			if err != nil {
+				return err
+			}
+			return s.made(k, o, "The %s %s was created.", p.noun, o.text("name|id"))
+		},
+	}.command()
+}
+
+func (p *part) update(flags func(*pflag.FlagSet) body) *cobra.Command {
+	var fields body
+	return spec{
+		use: p.word + "-update (NAME|ID) (" + strings.ToUpper(strings.TrimSuffix(p.array, "s")) + "_NAME|ID)", short: "Replace a " + p.noun + " of a trusted profile",
+		more: "The flags describe the whole " + p.noun + ", as they do when it is created.", args: cobra.ExactArgs(2),
+		example: "tabard iam " + p.word + "-update my-trusted-profile my-rule --type Profile-CR --cr-type IKS_SA --conditions claim:namespace,operator:EQUALS,value:prod",
+		flags: func(f *pflag.FlagSet) {
+			fields = flags(f)
+			f.BoolP("force", "f", false, "do not ask")
+		},
+		run: func(s *session, args []string) error {
+			b, err := fields()
+			if err != nil {
+				return err
+			}
+			s.announce("Updating %s %s of trusted profile %s", p.noun, args[1], args[0])
+			k, err := p.of(s, args[0])
+			if err != nil {
+				return err
+			}
+			old, header, err := k.load(s, args[1])
+			if err != nil {
+				return err
+			}
+			if b["name"] == nil {
+				b["name"] = old.text("name")
+			}
+			o, err := s.send(request{method: http.MethodPut, path: k.at(old.text("id")), body: b, header: map[string]string{"If-Match": entityTag(old, header)}})
+			if err != nil {
+				return err
+			}
+			return s.made(k, o, "The %s %s was updated.", p.noun, args[1])
+		},
+	}.command()
+}
+
+func (p *part) list() *cobra.Command {
+	return spec{
+		use: p.word + "s (NAME|ID)", short: "List the " + p.plural + " of a trusted profile", example: "tabard iam " + p.word + "s my-trusted-profile",
+		args: cobra.ExactArgs(1), flags: func(f *pflag.FlagSet) {
+			idFlag(f)
+			f.BoolP("force", "f", false, "do not ask")
+		},
+		run: func(s *session, args []string) error {
+			s.announce("Listing %s of trusted profile %s", p.plural, args[0])
+			k, err := p.of(s, args[0])
+			if err != nil {
+				return err
+			}
+			items, err := k.list(s)
+			if err != nil {
+				return err
+			}
+			return s.showAll(items, k.plural, k.id, k.columns)
+		},
+	}.command()
+}
+
+func (p *part) delete() *cobra.Command {
+	var force bool
+	return spec{
+		use: p.word + "-delete (NAME|ID) (" + strings.ToUpper(strings.TrimSuffix(p.array, "s")) + "_NAME|ID)", short: "Delete a " + p.noun + " of a trusted profile",
+		more:    "New tokens on the strength of it stop at once. Asks first; without a terminal to ask on it needs -f.",
+		example: "tabard iam " + p.word + "-delete my-trusted-profile my-" + strings.TrimSuffix(p.array, "s") + " -f",
+		args:    cobra.ExactArgs(2), flags: func(f *pflag.FlagSet) { forceFlag(f, &force) },
+		run: func(s *session, args []string) error {
+			if err := s.confirm(force, "delete %s %s of trusted profile %s", p.noun, args[1], args[0]); err != nil {
+				return err
+			}
+			k, err := p.of(s, args[0])
+			if err != nil {
+				return err
+			}
+			id, err := k.find(s, args[1])
+			if err != nil {
+				return err
+			}
+			return s.remove(k.noun, args[1:], []string{id}, "delete", func(id string) request {
+				return request{method: http.MethodDelete, path: k.at(id)}
+			})
+		},
+	}.command()
+}
+
+func linkFlags(f *pflag.FlagSet) body {
+	var name, crType, crn, namespace, account, componentType, componentName string
+	f.StringVar(&name, "name", "", "name of the link")
+	choice(f, &crType, "cr-type", "", "type of the compute resource", crTypes...)
+	f.StringVar(&crn, "link-crn", "", "`CRN` of the instance or cluster")
+	f.StringVar(&namespace, "link-namespace", "", "namespace, for IKS_SA and ROKS_SA")
+	f.StringVar(&account, "link-name", "", "service account, for IKS_SA and ROKS_SA")
+	f.StringVar(&componentType, "link-component-type", "", "component type, for CE")
+	f.StringVar(&componentName, "link-component-name", "", "component name, for CE")
+	return func() (map[string]any, error) {
+		switch {
+		case crType == "" || crn == "":
+			return nil, Usage("--cr-type and --link-crn are required")
+		case strings.HasSuffix(crType, "_SA") && (namespace == "" || account == ""):
+			return nil, Usage("--cr-type %s needs --link-namespace and --link-name, the service account", crType)
+		}
+		b := map[string]any{"cr_type": crType, "link": filled(
+			"crn", crn, "namespace", namespace, "name", account, "component_type", componentType, "component_name", componentName)}
+		if name != "" {
+			b["name"] = name
+		}
+		return b, nil
+	}
+}
+
+// filled returns a map of the pairs whose value is not empty.
+func filled(pairs ...string) map[string]string {
+	m := map[string]string{}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			m[pairs[i]] = pairs[i+1]
+		}
+	}
+	return m
+}
+
+func ruleFlags(f *pflag.FlagSet) body {
+	var name, ruleType, realm, crType string
+	var conditions []string
+	var expiration int
+	f.StringVar(&name, "name", "", "name of the rule")
+	choice(f, &ruleType, "type", "", "type of the rule", "Profile-CR", "Profile-SAML")
+	choice(f, &crType, "cr-type", "", "type of the compute resource, for Profile-CR", crTypes...)
+	f.StringVar(&realm, "realm-name", "", "realm of the identity provider, for Profile-SAML")
+	f.StringArrayVar(&conditions, "conditions", nil, "`claim:CLAIM,operator:OPERATOR,value:VALUE`, once for each condition")
+	f.IntVar(&expiration, "expiration", 0, "length of a session in `SECONDS`, for Profile-SAML")
+	return func() (map[string]any, error) {
+		switch {
+		case ruleType == "" || len(conditions) == 0:
+			return nil, Usage("--type and --conditions are required")
+		case ruleType == "Profile-CR" && crType == "":
+			return nil, Usage("--type Profile-CR needs --cr-type")
+		case ruleType == "Profile-CR" && (realm != "" || expiration != 0):
+			return nil, Usage("--realm-name and --expiration are for Profile-SAML only")
+		}
+		b := map[string]any{"type": ruleType}
+		parsed := make([]map[string]string, len(conditions))
+		for i, c := range conditions {
+			p, err := parseCondition(c)
+			if err != nil {
+				return nil, err
+			}
+			parsed[i] = p
+		}
+		b["conditions"] = parsed
+		for k, v := range filled("name", name, "cr_type", crType, "realm_name", realm) {
+			b[k] = v
+		}
+		if expiration != 0 {
+			b["expiration"] = expiration
+		}
+		return b, nil
+	}
+}
+
+// parseCondition reads claim:…,operator:…,value:…. The value is the rest of the
+// text and may have colons and commas of its own. On the wire it is JSON in a
+// string, so text that is not JSON already becomes a JSON string
+// (reference/iam-identity.md section 4.3).
+func parseCondition(s string) (map[string]string, error) {
+	const want = "want claim:CLAIM,operator:OPERATOR,value:VALUE"
+	head, value, ok := strings.Cut(s, ",value:")
+	if !ok {
+		return nil, Usage("condition %q has no value, %s", s, want)
+	}
+	c := map[string]string{}
+	for part := range strings.SplitSeq(head, ",") {
+		key, v, ok := strings.Cut(part, ":")
+		key = strings.TrimSpace(key)
+		if !ok || key != "claim" && key != "operator" {
+			return nil, Usage("condition %q is malformed, %s", s, want)
+		}
+		c[key] = strings.TrimSpace(v)
+	}
+	if c["claim"] == "" || c["operator"] == "" || value == "" {
+		return nil, Usage("condition %q lacks a part, %s", s, want)
+	}
+	c["operator"] = strings.ToUpper(c["operator"])
+	c["value"] = value
+	if first := value[0]; first != '"' && first != '[' || !json.Valid([]byte(value)) {
+		c["value"] = quoteJSON(value)
+	}
+	return c, nil
+}
+
+func quoteJSON(s string) string {
+	// strconv's quoting is not JSON's; a string always encodes.
+	b, err := json.Marshal(s)
+	if err != nil {
+		return strconv.Quote(s)
+	}
+	return string(b)
+}
+
+var identityColumns = columns("Type", "type", "Identifier", "identifier", "IAM ID", "iam_id", "Description", "description")
+
+func identityType(f *pflag.FlagSet, p *string) {
+	choice(f, p, "id-type", "", "type of the identity", "USER", "SERVICEID", "CRN")
+}
+
+// identityPath returns where one identity of a profile is, and its identifier.
+// Service IDs may be given by name.
+func identityPath(s *session, profile, idType, ref string) (path, identifier string, err error) {
+	id, err := profiles.find(s, profile)
+	if err != nil {
+		return "", "", err
+	}
+	switch idType {
+	case "SERVICEID":
+		if ref, err = serviceIDs.find(s, ref); err != nil {
+			return "", "", err
+		}
+	case "USER":
+		sub, err := userSubject(s, ref)
+		if err != nil {
+			return "", "", err
+		}
+		ref = sub.value
+	}
+	return profiles.at(id, "identities", strings.ToLower(idType)), ref, nil
+}
+
+func identityCreateCommand() *cobra.Command {
+	var id, idType, description string
+	c := spec{
+		use: "trusted-profile-identity-create (NAME|ID)", short: "Let an identity assume a trusted profile", args: cobra.ExactArgs(1),
+		more:    "The identity is a user (IAM ID), a service ID (name or ID) or a service's CRN.",
+		example: "tabard iam trusted-profile-identity-create my-trusted-profile --id my-service --id-type SERVICEID",
+		flags: func(f *pflag.FlagSet) {
+			f.StringVar(&id, "id", "", "`IDENTIFIER` of the identity")
+			identityType(f, &idType)
+			f.StringVarP(&description, "description", "d", "", "description")
+		},
+		run: func(s *session, args []string) error {
+			s.announce("Creating identity %s of trusted profile %s", id, args[0])
+			path, identifier, err := identityPath(s, args[0], idType, id)
+			if err != nil {
+				return err
+			}
+			o, err := s.send(request{method: http.MethodPost, path: path, body: filled(
+				"identifier", identifier, "type", strings.ToLower(idType), "description", description)})
+			if err != nil {
+				return err
+			}
+			s.ok("The identity %s can assume trusted profile %s now.", id, args[0])
+			return s.show(o, "identifier", identityColumns)
+		},
+	}.command()
+	required(c, "id", "id-type")
+	return c
+}
+
+// required marks flags without which a command is wrong usage.
+func required(c *cobra.Command, flags ...string) {
+	for _, f := range flags {
+		if err := c.MarkFlagRequired(f); err != nil {
+			panic(err) // the flag does not exist: every test would fail
+		}
+	}
+}
+
+func identitiesCommand() *cobra.Command {
+	var idType string
+	return spec{
+		use: "trusted-profile-identities (NAME|ID)", short: "List the identities that can assume a trusted profile",
+		example: "tabard iam trusted-profile-identities my-trusted-profile", args: cobra.ExactArgs(1),
+		flags: func(f *pflag.FlagSet) {
+			identityType(f, &idType)
+			f.BoolP("force", "f", false, "do not ask")
+			idFlag(f)
+		},
+		run: func(s *session, args []string) error {
+			s.announce("Listing identities of trusted profile %s", args[0])
+			id, err := profiles.find(s, args[0])
+			if err != nil {
+				return err
+			}
+			items, err := s.client.list(s.ctx(), profiles.at(id, "identities"), nil, "identities", 0)
+			if err != nil {
+				return err
+			}
+			shown := []object{}
+			for _, o := range items {
+				if idType == "" || strings.EqualFold(o.text("type"), idType) {
+					shown = append(shown, o)
+				}
+			}
+			return s.showAll(shown, "identities", "identifier", identityColumns)
+		},
+	}.command()
+}
+
+func identityDeleteCommand() *cobra.Command {
+	var idType string
+	var force bool
+	c := spec{
+		use: "trusted-profile-identity-delete (NAME|ID) IDENTIFIER", short: "Stop an identity from assuming a trusted profile",
+		more:    "Asks first; without a terminal to ask on it needs -f.",
+		example: "tabard iam trusted-profile-identity-delete my-trusted-profile my-service --id-type SERVICEID -f", args: cobra.ExactArgs(2),
+		flags: func(f *pflag.FlagSet) {
+			identityType(f, &idType)
+			forceFlag(f, &force)
+		},
+		run: func(s *session, args []string) error {
+			if err := s.confirm(force, "delete identity %s of trusted profile %s", args[1], args[0]); err != nil {
+				return err
+			}
+			path, identifier, err := identityPath(s, args[0], idType, args[1])
+			if err != nil {
+				return err
+			}
+			return s.remove("identity", args[1:], []string{identifier}, "delete", func(id string) request {
+				return request{method: http.MethodDelete, path: path + "/" + url.PathEscape(id)}
+			})
+		},
+	}.command()
+	required(c, "id-type")
+	return c
+}

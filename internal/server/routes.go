@@ -1,0 +1,68 @@
+package server
+
+import (
+	"io"
+	"net/http"
+
+	"tabard.dev/tabard/internal/api"
+	"tabard.dev/tabard/internal/api/accessgroups"
+	"tabard.dev/tabard/internal/api/activityapi"
+	"tabard.dev/tabard/internal/api/clusters"
+	"tabard.dev/tabard/internal/api/iamidentity"
+	"tabard.dev/tabard/internal/api/iampolicy"
+	"tabard.dev/tabard/internal/api/iamtoken"
+	"tabard.dev/tabard/internal/api/resourcecontroller"
+	"tabard.dev/tabard/internal/api/vpcapi"
+	"tabard.dev/tabard/internal/attest"
+	"tabard.dev/tabard/internal/grant"
+	"tabard.dev/tabard/internal/token"
+)
+
+type routesConfig struct {
+	api         *api.Config
+	grants      *grant.Service
+	sealer      *token.Sealer
+	clusterKeys *attest.Keys
+	metrics     *metrics
+}
+
+// routes registers every API family on one listener; they are told apart by
+// path.
+func (s *Server) routes(c routesConfig) *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "alive\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if s.draining.Load() {
+			answer(w, http.StatusServiceUnavailable, "stopping\n")
+			return
+		}
+		answer(w, http.StatusOK, "serving\n")
+	})
+	mux.Handle("GET /metrics", c.metrics.handler())
+
+	iamtoken.Register(mux, iamtoken.Config{Grants: c.grants, Keys: s.keys, Issuer: s.cfg.Issuer, Now: s.cfg.Now, Log: s.cfg.Log})
+	iamidentity.Register(mux, c.api, c.sealer)
+	iampolicy.Register(mux, c.api)
+	accessgroups.Register(mux, c.api)
+	resourcecontroller.Register(mux, c.api)
+	clusters.Register(mux, c.api, c.clusterKeys)
+	activityapi.Register(mux, c.api, s.store)
+	vpcapi.Register(mux, c.api, vpcapi.Options{HostID: localHost, LocalAccess: s.localAccess})
+
+	api.NotFoundRoute(mux, c.api)
+	return mux
+}
+
+func (s *Server) localAccess(id string) (any, bool) {
+	if s.host == nil {
+		return nil, false
+	}
+	return s.host.Access(id)
+}
+
+func answer(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	// The client may be gone; there is nobody left to tell.
+	_, _ = io.WriteString(w, text)
+}

@@ -1,0 +1,414 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"golang.org/x/sync/errgroup"
+
+	"tabard.dev/tabard/internal/access"
+	"tabard.dev/tabard/internal/api"
+	"tabard.dev/tabard/internal/attest"
+	"tabard.dev/tabard/internal/bootstrap"
+	"tabard.dev/tabard/internal/cluster"
+	"tabard.dev/tabard/internal/crn"
+	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/grant"
+	"tabard.dev/tabard/internal/host"
+	"tabard.dev/tabard/internal/journal"
+	"tabard.dev/tabard/internal/metadata"
+	"tabard.dev/tabard/internal/store"
+	"tabard.dev/tabard/internal/store/sqlite"
+	"tabard.dev/tabard/internal/token"
+)
+
+// Server is an installation that is open. Run serves it.
+type Server struct {
+	cfg       Config
+	store     store.Store
+	directory *directory.Directory
+	journal   *journal.Journal
+	keys      *token.KeyRing
+	hostKeys  *token.KeyRing
+	host      *host.Controller // nil without a driver
+	mux       *http.ServeMux
+	listeners []net.Listener
+	lock      *os.File
+	draining  atomic.Bool
+}
+
+// localHost is the id of the machine that the server itself runs instances on.
+const localHost = "local"
+
+// Open makes or opens the installation in the data directory and binds its
+// addresses. The caller must call Run or Close.
+func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
+	if err := cfg.Complete(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	if s.lock, err = lockDir(cfg.DataDir); err != nil {
+		return nil, err
+	}
+	if err := s.bind(ctx); err != nil {
+		return nil, err
+	}
+
+	master := cfg.Master
+	if master.File == "" {
+		master.File = filepath.Join(cfg.DataDir, "master.key")
+	}
+	masterKey, err := master.Load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sealer, err := token.NewSealer(masterKey)
+	if err != nil {
+		return nil, err
+	}
+	catalog, err := access.ParseCatalog(access.Builtin())
+	if err != nil {
+		return nil, err
+	}
+	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.DataDir, "tabard.db")); err != nil {
+		return nil, err
+	}
+	if s.directory, err = directory.Open(ctx, directory.Config{Store: s.store, Catalog: catalog, Now: cfg.Now}); err != nil {
+		return nil, err
+	}
+	metrics := newMetrics(s.directory)
+	s.journal = journal.New(journal.Config{Store: s.store, Committed: metrics.committed})
+	names := crn.Names{CName: s.cfg.CName, CType: s.cfg.CType}
+
+	operator, err := s.firstAccount(ctx, names, sealer)
+	if err != nil {
+		return nil, err
+	}
+	s.keys, err = token.NewKeyRing(ctx, token.KeyRingConfig{
+		Directory: s.directory, Sealer: sealer, Now: cfg.Now, Log: cfg.Log,
+		Use: "access-token", Alg: cfg.Alg, Rotation: cfg.KeyRotation, Lead: keyLead, MaxLife: token.RefreshLife,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.hostKeys, err = token.NewKeyRing(ctx, token.KeyRingConfig{
+		Directory: s.directory, Sealer: sealer, Now: cfg.Now, Log: cfg.Log,
+		Use: "host/" + localHost, Prefix: attest.IdentityIssuer(cfg.Region) + "_", Alg: string(jose.RS256),
+		Rotation: cfg.KeyRotation, Lead: keyLead, MaxLife: attest.MaxLifetime,
+		Changed: s.publishHost,
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	issuer := &token.Issuer{Keys: s.keys, URL: s.cfg.Issuer, Now: cfg.Now}
+	clusterKeys := &attest.Keys{Now: cfg.Now}
+	instances := &attest.Instances{Hosts: s.directory, Region: cfg.Region, Now: cfg.Now}
+	grants := grant.New(grant.Config{
+		Directory:  s.directory,
+		Kubernetes: &attest.Kubernetes{Clusters: s.directory, Keys: clusterKeys, Now: cfg.Now},
+		Instances:  instances,
+		Tokens:     issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
+		OperatorAccount: operator, Observe: metrics.granted,
+	})
+	meta := metadata.New(metadata.Config{
+		Directory: s.directory, IAM: grants, Tokens: instances, Signer: s.hostKeys, Journal: s.journal,
+		Names: names, Region: cfg.Region, Now: cfg.Now, Log: cfg.Log,
+	})
+	if err := s.openHost(meta); err != nil {
+		return nil, err
+	}
+	s.mux = s.routes(routesConfig{
+		api: &api.Config{
+			Directory: s.directory, Auth: grants, Journal: s.journal, Names: names, URL: s.cfg.URL,
+			Region: cfg.Region, Now: cfg.Now, Log: cfg.Log, OperatorAccount: operator,
+		},
+		grants: grants, sealer: sealer, clusterKeys: clusterKeys, metrics: metrics,
+	})
+	return s, nil
+}
+
+// bind opens the listeners, so that the server's URL is known when the rest is
+// put together.
+func (s *Server) bind(ctx context.Context) error {
+	var lc net.ListenConfig
+	for _, addr := range s.cfg.Listen {
+		l, err := lc.Listen(ctx, "tcp", addr)
+		if err != nil {
+			return fmt.Errorf("listen on %s: %w", addr, err)
+		}
+		if s.cfg.TLSCert != "" {
+			cert, err := tls.LoadX509KeyPair(s.cfg.TLSCert, s.cfg.TLSKey)
+			if err != nil {
+				return errors.Join(fmt.Errorf("load the TLS certificate: %w", err), l.Close())
+			}
+			l = tls.NewListener(l, &tls.Config{
+				Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
+			})
+		}
+		s.listeners = append(s.listeners, l)
+	}
+	if s.cfg.URL == "" {
+		scheme := "http"
+		if s.cfg.TLSCert != "" {
+			scheme = "https"
+		}
+		s.cfg.URL = scheme + "://" + reachable(s.listeners[0].Addr())
+	}
+	s.cfg.URL = strings.TrimSuffix(s.cfg.URL, "/")
+	if s.cfg.Issuer == "" {
+		s.cfg.Issuer = s.cfg.URL + "/identity"
+	}
+	return nil
+}
+
+// reachable turns a wildcard address into one that a client on this machine
+// can use.
+func reachable(a net.Addr) string {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil || !ap.Addr().IsUnspecified() {
+		return a.String()
+	}
+	return fmt.Sprintf("127.0.0.1:%d", ap.Port())
+}
+
+// URL is where clients on this machine reach the server.
+func (s *Server) URL() string { return s.cfg.URL }
+
+// firstAccount makes the first account if there is none, and returns the
+// operator's account: the oldest one.
+func (s *Server) firstAccount(ctx context.Context, names crn.Names, sealer *token.Sealer) (string, error) {
+	file := filepath.Join(s.cfg.DataDir, "owner.json")
+	draft := file + ".new"
+	accounts := s.directory.Accounts.All()
+	if len(accounts) == 0 {
+		owner := bootstrap.NewOwner(s.cfg.Account, s.cfg.URL)
+		// The file is written before the account exists and gets its name
+		// after: killed in between, the next start finds either no account
+		// or the draft with its key.
+		if err := writePrivate(draft, owner); err != nil {
+			return "", err
+		}
+		err := s.directory.Update(ctx, owner.IAMID, func(tx *directory.Tx) error {
+			bootstrap.Account(tx, s.directory, names, owner, sealer.Hash(owner.APIKey))
+			return nil
+		})
+		if err != nil {
+			return "", fmt.Errorf("make the first account: %w", err)
+		}
+		accounts = s.directory.Accounts.All()
+		s.cfg.Log.Info("made the first account; its owner's API key is in the file", "account", owner.AccountID, "file", file)
+	}
+	if _, err := os.Stat(draft); err == nil {
+		if err := os.Rename(draft, file); err != nil {
+			return "", fmt.Errorf("name the owner's file: %w", err)
+		}
+	}
+	if err := refreshURL(file, s.cfg.URL); err != nil {
+		return "", err
+	}
+	oldest := accounts[0]
+	for _, a := range accounts {
+		if a.CreatedAt.Before(oldest.CreatedAt) {
+			oldest = a
+		}
+	}
+	return oldest.ID, nil
+}
+
+// refreshURL keeps the URL in the owner's file true when the server moved. The
+// owner may have put the file away.
+func refreshURL(file, url string) error {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the owner's file: %w", err)
+	}
+	var o bootstrap.Owner
+	if err := json.Unmarshal(b, &o); err != nil {
+		return fmt.Errorf("the owner's file %s is not what was written: %w", file, err)
+	}
+	if o.URL == url {
+		return nil
+	}
+	o.URL = url
+	if err := writePrivate(file+".new", o); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+func writePrivate(file string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write the owner's file: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write the owner's file: %w", err)
+	}
+	return nil
+}
+
+// publishHost keeps the local host's record in step with its keys.
+func (s *Server) publishHost(tx *directory.Tx, published jose.JSONWebKeySet) {
+	set, err := json.Marshal(published)
+	if err != nil {
+		// A key set of our own always encodes; without the record no identity
+		// token is accepted, which is the safe side.
+		s.cfg.Log.Error("encode the host's keys", "error", err)
+		return
+	}
+	h := cluster.Host{ID: localHost, Name: localHost}
+	if old, ok := s.directory.Hosts.Get(localHost); ok {
+		h = *old
+	}
+	h.JWKS = set
+	s.directory.Hosts.Put(tx, &h)
+}
+
+// openHost prepares the machine's own host agent.
+func (s *Server) openHost(meta *metadata.Service) error {
+	sum := sha256.Sum256([]byte(absolute(s.cfg.DataDir)))
+	driver, err := newDriver(s.cfg.Driver, hex.EncodeToString(sum[:4]), s.cfg.Log)
+	if err != nil || driver == nil {
+		return err
+	}
+	var addrs []netip.AddrPort
+	for _, l := range s.listeners {
+		if ap, err := netip.ParseAddrPort(l.Addr().String()); err == nil {
+			addrs = append(addrs, ap)
+		}
+	}
+	s.host = host.NewController(host.ControllerConfig{
+		Directory: s.directory, Driver: driver, HostID: localHost, Log: s.cfg.Log,
+		Handlers: func(id string) host.Handlers {
+			return host.Handlers{Metadata: meta.Handler(id), Server: s.handler(), ServerAddrs: addrs}
+		},
+	})
+	s.cfg.Log.Info("instances run on this machine", "driver", driver.Name())
+	return nil
+}
+
+func absolute(dir string) string {
+	if abs, err := filepath.Abs(dir); err == nil {
+		return abs
+	}
+	return dir
+}
+
+// handler is the server's routes with what encloses all of them.
+func (s *Server) handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		api.WithTransaction(s.mux).ServeHTTP(w, r)
+	})
+}
+
+// Bounds on connections.
+const (
+	headerTimeout = 10 * time.Second
+	readTimeout   = 30 * time.Second
+	writeTimeout  = 60 * time.Second
+	idleTimeout   = 2 * time.Minute
+	maxHeader     = 64 << 10 // bytes; an access token stands in one
+	drainTimeout  = 20 * time.Second
+)
+
+// Run serves until the context ends, then finishes the requests under way,
+// stops the machines and closes the store.
+func (s *Server) Run(ctx context.Context) error {
+	srv := &http.Server{
+		Handler:           s.handler(),
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
+		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range s.listeners {
+		group.Go(func() error {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	workers, background := errgroup.WithContext(background)
+	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run} {
+		workers.Go(func() error { run(background); return nil })
+	}
+	if s.host != nil {
+		workers.Go(func() error { return s.host.Run(background) })
+	}
+	group.Go(func() error {
+		<-ctx.Done()
+		s.draining.Store(true)
+		s.cfg.Log.Info("stopping: finishing the requests under way")
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		defer cancel()
+		if err := srv.Shutdown(drain); err != nil {
+			return fmt.Errorf("drain: %w", err)
+		}
+		return nil
+	})
+	err := group.Wait()
+	stop()
+	err = errors.Join(err, workers.Wait(), s.Close())
+	if err == nil {
+		s.cfg.Log.Info("stopped")
+	}
+	return err
+}
+
+// Close releases what Open took. After Run there is nothing left to do.
+func (s *Server) Close() error {
+	var errs []error
+	for _, l := range s.listeners {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	s.listeners = nil
+	if s.journal != nil {
+		s.journal.Close()
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+		s.store = nil
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+		s.lock = nil
+	}
+	return errors.Join(slices.DeleteFunc(errs, func(err error) bool { return err == nil })...)
+}

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Installs what the tests and the demo call: curl and ip as clients, gcc for the
+# race detector. Does nothing when all of it is there.
+set -eu
+missing=""
+command -v curl >/dev/null || missing="$missing curl ca-certificates"
+command -v ip >/dev/null || missing="$missing iproute2"
+command -v gcc >/dev/null || missing="$missing gcc libc6-dev"
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "missing:$missing (install it and run again)" >&2
+    exit 1
+fi
+apt-get update -q
+# shellcheck disable=SC2086 # a list of words
+DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing

@@ -2,6 +2,7 @@ package test
 
 import (
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -12,7 +13,7 @@ import (
 // its status.
 func in(s *harness.Server, instance, script string) string {
 	s.T.Helper()
-	r := s.Run("is", "instance-exec", instance, "-q", "--", "sh", "-c", script)
+	r := s.Run("is", "instance-exec", instance, "--", "sh", "-c", script)
 	return r.Out + r.Err
 }
 
@@ -36,10 +37,22 @@ func TestAnInstanceCannotGetItsNeighboursIdentity(t *testing.T) {
 	s.JSON(&victim, "is", "instance", "victim")
 	victimAddress := victim.NIC.IP.Address
 
+	mac := regexp.MustCompile(`link/ether ([0-9a-f:]{17})`)
+	hardwareAddress := func(instance string) string {
+		m := mac.FindStringSubmatch(in(s, instance, "ip -o link show eth0"))
+		if m == nil {
+			t.Fatalf("%s has no hardware address", instance)
+		}
+		return m[1]
+	}
+	own, neighbours := hardwareAddress("my-instance"), hardwareAddress("victim")
+
 	put := "curl -sS --max-time 4 -X PUT '" + metadataAddress + "/instance_identity/v1/token?version=2022-03-31' -H 'Metadata-Flavor: ibm' -d '{}' "
 	for name, script := range map[string]string{
 		"by source address":     "ip addr add " + victimAddress + "/32 dev eth0; " + put + "--interface " + victimAddress + "; ip addr del " + victimAddress + "/32 dev eth0",
-		"by hardware address":   "old=$(cat /sys/class/net/eth0/address); ip link set eth0 address $(echo $old | sed 's/.$/f/'); " + put,
+		"by hardware address":   "ip link set eth0 address " + neighbours + "; " + put + "; ip link set eth0 address " + own,
+		"by both addresses": "ip link set eth0 address " + neighbours + "; ip addr add " + victimAddress + "/32 dev eth0; " + put + "--interface " + victimAddress +
+			"; ip addr del " + victimAddress + "/32 dev eth0; ip link set eth0 address " + own,
 		"by Host":               put + "-H 'Host: victim'",
 		"by X-Forwarded-For":    put + "-H 'X-Forwarded-For: " + victimAddress + "'",
 		"by Forwarded":          put + "-H 'Forwarded: for=" + victimAddress + "'",
@@ -61,6 +74,9 @@ func TestAnInstanceCannotGetItsNeighboursIdentity(t *testing.T) {
 				t.Fatalf("got an identity of %v", iaas)
 			}
 		})
+	}
+	if iamToken(s, "my-instance", identityToken(s, "my-instance")) == "" {
+		t.Fatal("the attacker's own service does not work any more, so the attacks proved nothing")
 	}
 	t.Run("its identity token, stolen, is worth nothing here", func(t *testing.T) {
 		stolen := identityToken(s, "victim")

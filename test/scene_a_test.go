@@ -80,7 +80,7 @@ func writeSSHKey(t *testing.T) string {
 // inside runs curl in an instance and returns what it printed.
 func inside(s *harness.Server, instance string, args ...string) string {
 	s.T.Helper()
-	return s.CLI(append([]string{"is", "instance-exec", instance, "-q", "--", "curl", "-sS", "--max-time", "20"}, args...)...)
+	return s.CLI(append([]string{"is", "instance-exec", instance, "--", "curl", "-sS", "--max-time", "20"}, args...)...)
 }
 
 // field returns a text of a JSON object.

@@ -126,7 +126,7 @@ func TestTheSDKsInstanceAuthenticatorWorksUnmodified(t *testing.T) {
 			}
 			for _, version := range []string{"2022-03-01", "2025-08-26"} {
 				for _, profile := range []string{"", "my-trusted-profile"} {
-					token := s.CLI("is", "instance-exec", "my-instance", "-q", "--", "env",
+					token := s.CLI("is", "instance-exec", "my-instance", "--", "env",
 						insideSwitch+"="+version, "TABARD_TEST_PROFILE="+profile, self)
 					if c := claimsOf(t, token); c["name"] != "my-trusted-profile" {
 						t.Errorf("version %s profile %q: %v", version, profile, c)

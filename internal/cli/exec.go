@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -116,9 +115,6 @@ func (s *session) enter(id string, access localAccess, command []string) error {
 		err = startInNamespace(filepath.Join("/run/netns", access.Namespace), c)
 	default:
 		return fmt.Errorf("instances of driver %q cannot be entered from here", access.Driver)
-	}
-	if errors.Is(err, fs.ErrNotExist) && access.Driver == "netns" && c.Err == nil {
-		return fmt.Errorf("enter the instance's network: it is not on this machine: %w", err)
 	}
 	if err != nil {
 		return fmt.Errorf("run %s: %w", command[0], err)

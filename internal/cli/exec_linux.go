@@ -19,11 +19,11 @@ func startInNamespace(path string, c *exec.Cmd) error {
 		started <- func() error {
 			ns, err := os.Open(path)
 			if err != nil {
-				return err
+				return fmt.Errorf("open the instance's network, which is on the machine that runs it: %w", err)
 			}
 			defer ns.Close()
 			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("enter the network namespace %s: %w", path, err)
+				return fmt.Errorf("enter the instance's network, which needs root: %w", err)
 			}
 			return c.Start()
 		}()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -209,9 +210,17 @@ func (o *instanceOptions) interfaceBody(s *session, vpc, subnet string) (map[str
 		}
 		subnet = name
 	}
-	id, err := subnets.find(s, subnet, "vpc.id", vpc)
-	if err != nil {
-		return nil, err
+	id, ok := subnets.asID(subnet)
+	if !ok {
+		items, err := subnets.list(s, "vpc.id", vpc)
+		if err != nil {
+			return nil, err
+		}
+		// Names of subnets are only unique in a VPC.
+		items = slices.DeleteFunc(items, func(o object) bool { return o.text("vpc.id") != vpc })
+		if id, err = subnets.pick(items, subnet); err != nil {
+			return nil, err
+		}
 	}
 	nic["subnet"] = byID(id)
 	return nic, o.securityGroups(s, vpc, nic)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"tabard.dev/tabard/internal/crn"
 )
 
 // kind is what the client needs to know of a kind of object in order to list,
@@ -119,8 +122,8 @@ func (k *kind) pick(items []object, ref string) (string, error) {
 }
 
 func (k *kind) asID(ref string) (string, bool) {
-	if strings.HasPrefix(ref, "crn:") {
-		ref = ref[strings.LastIndexByte(ref, ':')+1:]
+	if c, err := crn.Parse(ref); err == nil {
+		ref = cmp.Or(c.Resource, c.Instance)
 	}
 	return ref, k.form != nil && k.form.MatchString(ref)
 }

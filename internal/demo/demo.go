@@ -212,7 +212,7 @@ func (d *demo) virtualServer(ctx context.Context) error {
 
 // inside runs curl in the instance, printing the command with tokens left out.
 func (d *demo) inside(ctx context.Context, args ...string) ([]byte, error) {
-	full := append([]string{"is", "instance-exec", "my-instance", "-q", "--", "curl", "-sS"}, args...)
+	full := append([]string{"is", "instance-exec", "my-instance", "--", "curl", "-sS"}, args...)
 	d.command(full)
 	var out, errOut bytes.Buffer
 	if code := cli.Execute(ctx, full, strings.NewReader(""), &out, &errOut); code != 0 {

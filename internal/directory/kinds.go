@@ -96,7 +96,10 @@ func (d *Directory) define() {
 	d.Clusters = newTable(d, "cluster", "cluster",
 		func(c *cluster.Cluster) *object.Meta { return &c.Meta },
 		func(c *cluster.Cluster) string { return c.ID })
-	d.Clusters.unique = func(c *cluster.Cluster) []string { return []string{Key(c.AccountID, c.Name)} }
+	d.Clusters.unique = func(c *cluster.Cluster) []string {
+		// Two clusters of one account with one issuer could not be told apart.
+		return []string{Key(c.AccountID, "name", c.Name), Key(c.AccountID, "issuer", c.Issuer)}
+	}
 	d.ClustersByIssuer = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.Issuer} })
 	d.ClustersByAccount = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.AccountID} })
 

@@ -146,7 +146,6 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selecto
 	ev := chosen.proof.Evidence
 
 	a.event.AccountID = profile.AccountID
-	a.initiateProfile(profile.ID, profile.Name, ev)
 	a.event.Target.ID = a.svc.cfg.Names.Of("iam-identity", "", profile.AccountID, "", "profile", profile.ID).String()
 	a.event.Target.Name = profile.Name
 	a.request["profile_id"] = profile.ID
@@ -156,6 +155,7 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selecto
 			WithDetail("The given token with identifier '%s' is not permitted to assume the indicated trusted profile; profile ID '%s'",
 				ev.Name, crn.IAMID(profile.ID)))
 	}
+	a.initiateProfile(profile.ID, profile.Name, ev)
 	return a.issue(ctx, token.Claims{
 		IAMID: crn.IAMID(profile.ID), SubType: token.SubProfile, Name: profile.Name, Scope: scope,
 		Authn:   &token.Authn{Subject: ev.CRN.String(), IAMID: ev.AuthnID(), SubType: token.SubCompute, Name: ev.Name},

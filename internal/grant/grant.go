@@ -232,17 +232,16 @@ func asRefusal(err error) *attest.Refusal {
 	return &attest.Refusal{Reason: attest.Malformed, Detail: "The token could not be checked.", Cause: err}
 }
 
+// initiateProfile names the profile as who acts, and what put it on behind it.
 func (a *attempt) initiateProfile(id, name string, ev trust.Evidence) {
-	a.event.Initiator.ID, a.event.Initiator.Name = crn.IAMID(id), name
-	a.event.Initiator.TypeURI = activity.ProfileType
-	a.event.Initiator.Credential.Type = "profile"
-	a.initiateEvidence(ev)
+	i := &a.event.Initiator
+	i.ID, i.Name, i.TypeURI, i.Credential.Type = crn.IAMID(id), name, activity.ProfileType, "profile"
+	i.AuthnID, i.AuthnName = ev.AuthnID(), ev.Name
 }
 
+// initiateEvidence names the compute resource itself: it has no profile yet.
 func (a *attempt) initiateEvidence(ev trust.Evidence) {
-	a.event.Initiator.AuthnID, a.event.Initiator.AuthnName = ev.AuthnID(), ev.Name
-	if a.event.Initiator.Credential.Type == "" {
-		a.event.Initiator.TypeURI = activity.ComputeType
-		a.event.Initiator.Credential.Type = "compute-resource"
-	}
+	i := &a.event.Initiator
+	i.ID, i.Name, i.TypeURI, i.Credential.Type = ev.AuthnID(), ev.Name, activity.ComputeType, "compute-resource"
+	i.AuthnID, i.AuthnName = ev.AuthnID(), ev.Name
 }

@@ -273,14 +273,14 @@ func filter(c *api.Call) (func(*access.Group) bool, error) {
 		return nil, api.Invalid("The parameter membership_type must be static, dynamic or all.").OnParameter("membership_type", membership)
 	}
 	field, text, prefixed := strings.Cut(q.Get("search"), ":")
-	if q.Has("search") && !(prefixed && slices.Contains([]string{"id", "name", "description"}, field)) {
+	if q.Get("search") != "" && (!prefixed || !slices.Contains([]string{"id", "name", "description"}, field)) {
 		return nil, api.Invalid("The parameter search must begin with id:, name: or description:.").OnParameter("search", q.Get("search"))
 	}
 	text = strings.ToLower(text)
 	return func(g *access.Group) bool {
-		if q.Has("iam_id") {
+		if id := q.Get("iam_id"); id != "" {
 			// There are only static memberships.
-			if _, ok := g.Member(q.Get("iam_id")); !ok || membership == "dynamic" {
+			if _, ok := g.Member(id); !ok || membership == "dynamic" {
 				return false
 			}
 		}

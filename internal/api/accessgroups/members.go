@@ -102,7 +102,7 @@ func outcome(r results) map[string]any {
 }
 
 // admissible reports why an identity cannot become a member, or nil. It must be
-// of the type that the caller says and exist in his account.
+// of the type that the caller says and exist in the account.
 func admissible(c *api.Call, iamID, typ string) *fault.Error {
 	var exists bool
 	var kind crn.Kind
@@ -133,7 +133,7 @@ func admissible(c *api.Call, iamID, typ string) *fault.Error {
 	return nil
 }
 
-// without returns the group without a member, or false when he is not in it.
+// without returns the group without a member, or false when there is no such member.
 func without(g access.Group, iamID string) (access.Group, bool) {
 	i := slices.IndexFunc(g.Members, func(m access.Member) bool { return m.IAMID == iamID })
 	if i < 0 {
@@ -221,7 +221,7 @@ func listMembers(c *api.Call, g *access.Group) (api.Reply, error) {
 	}
 	// There are only static memberships.
 	all := slices.DeleteFunc(slices.Clone(g.Members), func(m access.Member) bool {
-		return membership == "dynamic" || q.Has("type") && q.Get("type") != m.Type
+		return membership == "dynamic" || q.Get("type") != "" && q.Get("type") != m.Type
 	})
 	href := "/v2/groups/" + g.ID + "/members"
 	page, p, err := paged(c, href, all, memberSort, "created_at", func(m access.Member) string { return m.IAMID })

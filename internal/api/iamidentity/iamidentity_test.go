@@ -155,7 +155,7 @@ func (e env) allRoutes() []route {
 		{"DELETE", links, nil, true},
 		{"DELETE", pathOf(p) + "/links?" + values.Encode(), nil, true},
 		{"GET", identities, nil, false},
-		{"PUT", identities, object{"identities": []object{{"identifier": "IBMid-EVIL", "type": "user"}}}, true},
+		{"PUT", identities, object{"identities": []object{{"identifier": "IBMid-EVIL", "type": "user"}, {"identifier": user, "type": "user"}}}, true},
 		{"POST", identities + "/user", object{"identifier": "IBMid-EVIL", "type": "user"}, true},
 		{"GET", identities + "/user/" + user, nil, false},
 		{"DELETE", identities + "/user/" + user, nil, true},
@@ -484,7 +484,6 @@ func TestListParametersThatCannotBeHonouredAreRefused(t *testing.T) {
 func TestAForgedPageTokenShowsNothingMore(t *testing.T) {
 	e := start(t)
 	e.profile("mine")
-	// {"q":{"account_id":["OTHER"]}}, {"l":1000000,"q":{"sort":["hash"]}}
 	for forged, want := range map[string]int{
 		`{"q":{"account_id":["` + e.Owner.AccountID + `"]}}`: http.StatusForbidden,
 		`{"l":1000000}`:              http.StatusOK,

@@ -103,6 +103,7 @@ func TestAProfileTakesAllThatHangsOnItAlong(t *testing.T) {
 	must(t, d.Update(context.Background(), e.Owner.IAMID, func(tx *directory.Tx) error { d.Groups.Put(tx, group); return nil }))
 
 	e.remove(pathOf(p))
+	event := e.Events(1)[0]
 	e.Do(apitest.Request{Path: pathOf(p)}).Want(http.StatusNotFound)
 	e.Do(apitest.Request{Method: "DELETE", Path: pathOf(p)}).Want(http.StatusNotFound)
 	for o, want := range map[string]int{text(p, "id"): 0, text(other, "id"): 1} {
@@ -113,7 +114,6 @@ func TestAProfileTakesAllThatHangsOnItAlong(t *testing.T) {
 			t.Errorf("%s has %d links, %d rules, %d policies, %d groups; want %d of each", o, links, rules, policies, groups, want)
 		}
 	}
-	event := e.Events(1)[0]
 	for _, part := range []string{"deleted_links", "deleted_rules", "deleted_policies", "left_access_groups", group.ID} {
 		if !strings.Contains(string(event.ResponseData), part) {
 			t.Errorf("the event does not tell %s: %s", part, event.ResponseData)

@@ -43,13 +43,13 @@ func stage(e *apitest.Env, f func(tx *directory.Tx, d *directory.Directory)) {
 	}
 }
 
-// eq, op and without build the attributes of a v2 resource block.
+// op and eq build the attributes of a v2 resource block.
 func op(key, operator string, value any) obj {
 	return obj{"key": key, "operator": operator, "value": value}
 }
 func eq(key, value string) obj { return op(key, "stringEquals", value) }
 
-// v2 is a policy in account of the owner for the grantee.
+// v2 is a policy in the owner's account for the grantee.
 func v2(e *apitest.Env, role string, resource ...obj) obj {
 	return obj{
 		"type":     "access",
@@ -718,7 +718,7 @@ func TestListIsFiltered(t *testing.T) {
 	create(e, 2, tagged)
 	for query, want := range map[string]int{
 		"iam_id=" + grantee:                                    3,
-		"iam_id=":                                              1, // the group's: it has no iam_id
+		"iam_id=" + grantee + "&service_name=":                 3,
 		"access_group_id=" + group:                             1,
 		"iam_id=" + grantee + "&service_name=is":               1,
 		"iam_id=" + grantee + "&service_type=service":          1,
@@ -822,7 +822,7 @@ func TestRolesListHasTheRolesOfTheService(t *testing.T) {
 		"service_name=is":                                 "Console Administrator,IP Spoofing Operator,Manager,Reader,Writer",
 		"service_name=resource-controller":                "",
 		"account_id=" + e.Owner.AccountID:                 "Reader,Writer,Manager",
-		"service_name=kms&policy_type=access&account_id=": "KeyPurge,Manager,Reader,ReaderPlus,Writer",
+		"service_name=kms&policy_type=access&account_id=": "KeyPurge,KmipAdapterManager,Manager,Reader,ReaderPlus,Writer",
 	} {
 		// A caller needs no rights for it.
 		got := e.Do(apitest.Request{Path: "/v2/roles?" + query, As: "IBMid-STRANGER"}).Want(200)

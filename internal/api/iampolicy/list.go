@@ -159,7 +159,7 @@ func filter(catalog *access.Catalog, q url.Values) (func(*access.Policy) bool, e
 	}
 	state := cmp.Or(q.Get("state"), access.Active)
 	// is reports whether a parameter is absent or equals what a policy has.
-	is := func(parameter, got string) bool { return !q.Has(parameter) || q.Get(parameter) == got }
+	is := func(parameter, got string) bool { return q.Get(parameter) == "" || q.Get(parameter) == got }
 	demand := func(attrs []access.Attribute, key string) string {
 		s, _ := access.Get(attrs, key)
 		return s
@@ -176,7 +176,7 @@ func filter(catalog *access.Catalog, q url.Values) (func(*access.Policy) bool, e
 			is("service_type", kind) &&
 			is("service_name", p.Service()) &&
 			is("service_group_id", demand(p.Resource, access.ServiceGroupID)) &&
-			(!q.Has("tag_name") && !q.Has("tag_value") || slices.ContainsFunc(p.Tags, func(t access.Attribute) bool {
+			(q.Get("tag_name") == "" && q.Get("tag_value") == "" || slices.ContainsFunc(p.Tags, func(t access.Attribute) bool {
 				return is("tag_name", t.Key) && is("tag_value", t.Value.Text)
 			}))
 	}, nil

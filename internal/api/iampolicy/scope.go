@@ -81,7 +81,7 @@ func authorize(c *api.Call, action string, p *access.Policy) error {
 		})
 		if !d.Allowed {
 			return fault.New(fault.Denied, "not_authorized",
-				"%s is not authorized to %s on all that the policy covers: his own access ends where an attribute is present (stringExists false) that the policy leaves open.",
+				"%s is not authorized to %s on all that the policy covers: that access ends where an attribute is present (stringExists false) which the policy leaves open.",
 				c.Caller.IAMID, action)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -301,12 +302,7 @@ type properties map[string]json.RawMessage
 // refuse rejects what this server does not do, so that nobody believes it was
 // done. Empty values and those that say what is the case anyway are let pass.
 func (p properties) refuse(unsupported map[string]string) error {
-	names := make([]string, 0, len(unsupported))
-	for name := range unsupported {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(unsupported)) {
 		var compact bytes.Buffer
 		if raw := p[name]; len(raw) > 0 {
 			if err := json.Compact(&compact, raw); err != nil {

@@ -226,20 +226,37 @@ func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 			CREATE INDEX IF NOT EXISTS events_%[1]d_correlation ON events_%[1]d (correlation);`, day)); err != nil {
 			return err
 		}
-		stmt, err := s.write.PrepareContext(ctx, fmt.Sprintf( //nolint:sqlclosecheck // kept in s.inserts, closed when its day is over
+		stmt, err := s.write.PrepareContext(ctx, fmt.Sprintf( //nolint:sqlclosecheck // kept in s.inserts, see closeDays
 			"INSERT INTO events_%d (time, account, correlation, action, outcome, doc) VALUES (?, ?, ?, ?, ?, ?)", day))
 		if err != nil {
 			return err
 		}
-		for old, stmt := range s.inserts {
-			if old < day-1 {
-				delete(s.inserts, old)
-				if err := stmt.Close(); err != nil {
-					return err
-				}
-			}
-		}
 		s.inserts[day] = stmt
+	}
+	return s.closeDays(events)
+}
+
+// openDaysKept bounds the statements that stay prepared.
+const openDaysKept = 3
+
+// closeDays closes the statements of days that the batch does not write to,
+// once there are more than a few.
+func (s *Store) closeDays(events []store.Event) error {
+	if len(s.inserts) <= openDaysKept {
+		return nil
+	}
+	needed := map[int]bool{}
+	for _, e := range events {
+		needed[store.Day(e.Time)] = true
+	}
+	for day, stmt := range s.inserts {
+		if needed[day] {
+			continue
+		}
+		delete(s.inserts, day)
+		if err := stmt.Close(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

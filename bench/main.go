@@ -25,7 +25,9 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -51,6 +53,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each side; the two take turns")
 	flag.DurationVar(&o.length, "length", 3*time.Second, "length of a round")
 	flag.StringVar(&o.clusterAlg, "cluster-alg", "RS256", "algorithm of the service-account tokens: RS256 (what kube-apiserver uses most) or ES256")
+	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the server to this `file`")
 	role := flag.String("role", "", "internal: what this process plays")
 	dir := flag.String("dir", "", "internal: data directory")
 	jwks := flag.String("jwks", "", "internal: key set of the cluster")
@@ -58,7 +61,7 @@ func main() {
 	var err error
 	switch *role {
 	case "tabard":
-		err = playTabard(*dir)
+		err = playTabard(*dir, o.profile)
 	case "bare":
 		err = playBare(*jwks)
 	default:
@@ -73,11 +76,25 @@ type options struct {
 	clients, rounds int
 	length          time.Duration
 	clusterAlg      string
+	profile         string
 }
 
 // playTabard runs the server as it ships: SQLite with full durability.
-func playTabard(dir string) error {
-	s, err := server.Open(context.Background(), server.Config{
+func playTabard(dir, profile string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if profile != "" {
+		f, err := os.Create(profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close() //nolint:errcheck // a profile is a convenience
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	s, err := server.Open(ctx, server.Config{
 		DataDir: dir, Listen: []string{"127.0.0.1:0"}, Driver: server.DriverNone,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
@@ -85,7 +102,7 @@ func playTabard(dir string) error {
 		return err
 	}
 	fmt.Println(s.URL())
-	return s.Run(context.Background())
+	return s.Run(ctx)
 }
 
 // playBare is the limit: parse the form, check the signature, sign a token of
@@ -174,7 +191,8 @@ func start(name string, args ...string) (*side, error) {
 }
 
 func (s *side) stop() {
-	_ = s.cmd.Process.Kill() // a throw-away process
+	// Throw-away processes; the server writes its profile on the way out.
+	_ = s.cmd.Process.Signal(os.Interrupt)
 	_ = s.cmd.Wait()
 }
 
@@ -189,7 +207,7 @@ func measure(o options) (err error) {
 		return err
 	}
 	data := filepath.Join(dir, "data")
-	tabard, err := start("tabard", "-role", "tabard", "-dir", data)
+	tabard, err := start("tabard", "-role", "tabard", "-dir", data, "-profile", o.profile)
 	if err != nil {
 		return err
 	}

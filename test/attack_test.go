@@ -49,8 +49,8 @@ func TestAnInstanceCannotGetItsNeighboursIdentity(t *testing.T) {
 
 	put := "curl -sS --max-time 4 -X PUT '" + metadataAddress + "/instance_identity/v1/token?version=2022-03-31' -H 'Metadata-Flavor: ibm' -d '{}' "
 	for name, script := range map[string]string{
-		"by source address":     "ip addr add " + victimAddress + "/32 dev eth0; " + put + "--interface " + victimAddress + "; ip addr del " + victimAddress + "/32 dev eth0",
-		"by hardware address":   "ip link set eth0 address " + neighbours + "; " + put + "; ip link set eth0 address " + own,
+		"by source address":   "ip addr add " + victimAddress + "/32 dev eth0; " + put + "--interface " + victimAddress + "; ip addr del " + victimAddress + "/32 dev eth0",
+		"by hardware address": "ip link set eth0 address " + neighbours + "; " + put + "; ip link set eth0 address " + own,
 		"by both addresses": "ip link set eth0 address " + neighbours + "; ip addr add " + victimAddress + "/32 dev eth0; " + put + "--interface " + victimAddress +
 			"; ip addr del " + victimAddress + "/32 dev eth0; ip link set eth0 address " + own,
 		"by Host":               put + "-H 'Host: victim'",

@@ -146,7 +146,9 @@ func TestAVirtualServerGetsAnAuditedTokenWithoutAKey(t *testing.T) {
 			token := iamToken(s, "my-instance", identity)
 
 			list := inside(s, "my-instance", s.URL+"/v1/instances?version=2022-03-31&generation=2", "-H", "Authorization: Bearer "+token)
-			var instances struct{ Instances []struct{ Name, CRN, ID string } }
+			var instances struct {
+				Instances []struct{ Name, CRN, ID string }
+			}
 			if err := json.Unmarshal([]byte(list), &instances); err != nil || len(instances.Instances) != 1 || instances.Instances[0].Name != "my-instance" {
 				t.Fatalf("the list from inside is not the one instance: %s", list)
 			}

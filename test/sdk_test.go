@@ -66,8 +66,10 @@ func TestTheSDKsAssumeAuthenticatorWorksUnmodified(t *testing.T) {
 	}
 	s.CLI("iam", "trusted-profile-identity-create", "worn", "--id", serviceID.ID, "--id-type", "SERVICEID")
 	for name, f := range map[string]func(*core.IamAssumeAuthenticatorBuilder) *core.IamAssumeAuthenticatorBuilder{
-		"id":  byID,
-		"crn": func(b *core.IamAssumeAuthenticatorBuilder) *core.IamAssumeAuthenticatorBuilder { return b.SetIAMProfileCRN(profile.CRN) },
+		"id": byID,
+		"crn": func(b *core.IamAssumeAuthenticatorBuilder) *core.IamAssumeAuthenticatorBuilder {
+			return b.SetIAMProfileCRN(profile.CRN)
+		},
 		"name": func(b *core.IamAssumeAuthenticatorBuilder) *core.IamAssumeAuthenticatorBuilder {
 			return b.SetIAMProfileName("worn").SetIAMAccountID(s.Owner.AccountID)
 		},

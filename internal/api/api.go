@@ -372,7 +372,7 @@ func (c *Call) decide(action string, resource map[string]string) access.Decision
 // on the resource. The trace goes to the activity event.
 func (c *Call) Authorize(action string, resource map[string]string) error {
 	d := c.decide(action, resource)
-	c.trace = d.Explain()
+	c.trace = append(c.trace, d.Explain()...) // a request may need several actions
 	if d.Allowed {
 		return nil
 	}
@@ -506,6 +506,8 @@ func bodyFault(err error) error {
 	switch {
 	case errors.As(err, &tooLarge):
 		return fault.New(fault.TooLarge, "request_too_large", "The body is larger than %d bytes.", tooLarge.Limit)
+	case errors.As(err, &wrongType) && wrongType.Field == "":
+		return fault.New(fault.Invalid, "invalid_body", "The body must be a JSON %s.", jsonKind(wrongType.Type.Kind().String()))
 	case errors.As(err, &wrongType):
 		return fault.New(fault.Invalid, "invalid_body", "The body's field %q must be a JSON %s.", wrongType.Field, jsonKind(wrongType.Type.Kind().String())).On(wrongType.Field)
 	case errors.Is(err, io.EOF):

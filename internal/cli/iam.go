@@ -167,16 +167,10 @@ func apiKeyCommands() []*cobra.Command {
 	return []*cobra.Command{
 		spec{
 			use: "api-keys", short: "List your own API keys", example: "tabard iam api-keys",
-			more: "The keys themselves are not shown: the server does not know them.", flags: idFlag,
-			run: func(s *session, _ []string) error {
-				s.announce("Listing API keys")
-				items, err := apiKeys.list(s, "iam_id", s.IAMID)
-				if err != nil {
-					return err
-				}
-				return s.showAll(items, apiKeys.plural, "id", apiKeys.columns)
-			},
-		}.command(),
+			more: "The keys themselves are not shown: the server does not know them.",
+		}.listing(apiKeys.plural, apiKeys.id, apiKeys.columns, func(s *session, _ []string) ([]object, error) {
+			return apiKeys.list(s, "iam_id", s.IAMID)
+		}),
 		createKeyCommand("api-key-create NAME", "Create an API key of your own", "tabard iam api-key-create ci --file ci-key.json", 1),
 		deleteKeyCommand("api-key-delete (NAME|ID)", "Delete an API key of your own", "tabard iam api-key-delete ci -f", 1, &force),
 		spec{
@@ -187,26 +181,19 @@ func apiKeyCommands() []*cobra.Command {
 				f.BoolVarP(&all, "all", "a", false, "of all service IDs")
 				idFlag(f)
 			},
-			run: func(s *session, args []string) error {
-				if all == (len(args) == 1) {
-					return Usage("name a service ID, or use --all")
-				}
-				s.announce("Listing API keys of service IDs")
-				pairs := []string{"type", "serviceid", "scope", "account"}
-				if !all {
-					owner, err := serviceIDSubject(s, args[0])
-					if err != nil {
-						return err
-					}
-					pairs = []string{"iam_id", owner.value}
-				}
-				items, err := apiKeys.list(s, pairs...)
-				if err != nil {
-					return err
-				}
-				return s.showAll(items, apiKeys.plural, "id", apiKeys.columns)
-			},
-		}.command(),
+		}.listing(apiKeys.plural, apiKeys.id, apiKeys.columns, func(s *session, args []string) ([]object, error) {
+			if all == (len(args) == 1) {
+				return nil, Usage("name a service ID, or use --all")
+			}
+			if all {
+				return apiKeys.list(s, "type", "serviceid", "scope", "account")
+			}
+			owner, err := serviceIDSubject(s, args[0])
+			if err != nil {
+				return nil, err
+			}
+			return apiKeys.list(s, "iam_id", owner.value)
+		}),
 		createKeyCommand("service-api-key-create NAME (SERVICE_ID_NAME|SERVICE_ID)", "Create an API key of a service ID", "tabard iam service-api-key-create key-1 my-service --file key-1.json", 2),
 		deleteKeyCommand("service-api-key-delete (NAME|ID) (SERVICE_ID_NAME|SERVICE_ID)", "Delete an API key of a service ID", "tabard iam service-api-key-delete key-1 my-service -f", 2, &force),
 	}
@@ -315,15 +302,10 @@ func rolesCommand() *cobra.Command {
 			f.StringVar(&service, "service", "", "service, such as is or iam-identity")
 			f.StringVar(&resourceType, "resource-type", "", "resource type of the service")
 		},
-		run: func(s *session, _ []string) error {
-			s.announce("Listing roles")
-			roles, err := s.roles(query("service_name", service, "resource_type", resourceType))
-			if err != nil {
-				return err
-			}
-			return s.showAll(roles, "roles", "crn", columns("Role", "display_name", "Role CRN", "crn", "Description", "description"))
-		},
-	}.command()
+	}.listing("roles", "crn", columns("Role", "display_name", "Role CRN", "crn", "Description", "description"),
+		func(s *session, _ []string) ([]object, error) {
+			return s.roles(query("service_name", service, "resource_type", resourceType))
+		})
 }
 
 // roles returns the roles of an answer of GET /v2/roles in one list, platform

@@ -72,28 +72,22 @@ func accessGroupsCommand() *cobra.Command {
 			f.StringVarP(&profile, "profile", "p", "", "trusted profile: name or ID")
 			idFlag(f)
 		},
-		run: func(s *session, _ []string) error {
-			s.announce("Listing access groups")
-			var who subject
-			var err error
-			switch {
-			case user != "":
-				who, err = userSubject(s, user)
-			case service != "":
-				who, err = serviceIDSubject(s, service)
-			case profile != "":
-				who, err = profileSubject(s, profile)
-			}
-			if err != nil {
-				return err
-			}
-			items, err := accessGroups.list(s, "iam_id", who.value, "limit", "100")
-			if err != nil {
-				return err
-			}
-			return s.showAll(items, accessGroups.plural, "id", accessGroups.columns)
-		},
-	}.command()
+	}.listing(accessGroups.plural, accessGroups.id, accessGroups.columns, func(s *session, _ []string) ([]object, error) {
+		var who subject
+		var err error
+		switch {
+		case user != "":
+			who, err = userSubject(s, user)
+		case service != "":
+			who, err = serviceIDSubject(s, service)
+		case profile != "":
+			who, err = profileSubject(s, profile)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return accessGroups.list(s, "iam_id", who.value, "limit", "100")
+	})
 	c.MarkFlagsMutuallyExclusive("user", "service-id", "profile")
 	return c
 }
@@ -125,19 +119,14 @@ func (m members) list() *cobra.Command {
 	return spec{
 		use: m.word + "s (GROUP_NAME|GROUP_ID)", short: "List the " + m.noun + "s in an access group",
 		example: "tabard iam " + m.word + "s operators", args: cobra.ExactArgs(1),
-		run: func(s *session, args []string) error {
-			s.announce("Listing %ss in access group %s", m.noun, args[0])
+	}.listing(m.noun+"s", "iam_id", columns("Name", "name", "IAM ID", "iam_id", "Membership", "membership_type", "Added", "created_at"),
+		func(s *session, args []string) ([]object, error) {
 			id, err := accessGroups.find(s, args[0])
 			if err != nil {
-				return err
+				return nil, err
 			}
-			items, err := s.client.list(s.ctx(), accessGroups.at(id, "members"), query("type", m.wire, "verbose", "true", "limit", "100"), "members", 0)
-			if err != nil {
-				return err
-			}
-			return s.showAll(items, m.noun+"s", "iam_id", columns("Name", "name", "IAM ID", "iam_id", "Membership", "membership_type", "Added", "created_at"))
-		},
-	}.command()
+			return s.client.list(s.ctx(), accessGroups.at(id, "members"), query("type", m.wire, "verbose", "true", "limit", "100"), "members", 0)
+		})
 }
 
 func (m members) add() *cobra.Command {

@@ -69,7 +69,7 @@ func (o *policyOptions) add(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.tags, "tags", nil, "access tags as name:value, comma-separated")
 	f.BoolVar(&o.accountManagement, "account-management", false, "on all account management services")
 	f.StringSliceVar(&o.attributes, "attributes", nil, "resource attributes as name=value, comma-separated")
-	f.BoolP("force", "f", false, "do not ask")
+	neverAsks(f)
 	versionFlag(f, &o.version)
 }
 
@@ -308,9 +308,44 @@ func attributeOf(attributes [][2]string) func(name string) string {
 }
 
 // policyColumns read both forms of a policy.
-var policyColumns = columns("ID", "id", "State", "state", "Roles", "roles.display_name|control.grant.roles.display_name|roles.role_id|control.grant.roles.role_id",
-	"Attributes", "resources.attributes.name|resource.attributes.key", "Values", "resources.attributes.value|resource.attributes.value",
-	"Created", "created_at")
+var policyColumns = append(
+	columns("ID", "id", "State", "state", "Roles", "roles.display_name|control.grant.roles.display_name|roles.role_id|control.grant.roles.role_id", "Created", "created_at"),
+	column{title: "Resources", of: policyResources},
+)
+
+// policyResources says in words what a policy is about. That it is about the
+// account goes without saying.
+func policyResources(o object) string {
+	var policy struct {
+		V1 []struct {
+			Attributes []struct{ Name, Value string }
+		} `json:"resources"`
+		V2 struct {
+			Attributes []struct {
+				Key   string
+				Value any
+			}
+		} `json:"resource"`
+	}
+	if json.Unmarshal(o.raw, &policy) != nil {
+		return ""
+	}
+	var out []string
+	add := func(key string, value any) {
+		if key != "accountId" {
+			out = append(out, key+"="+words(value))
+		}
+	}
+	for _, r := range policy.V1 {
+		for _, a := range r.Attributes {
+			add(a.Name, a.Value)
+		}
+	}
+	for _, a := range policy.V2.Attributes {
+		add(a.Key, a.Value)
+	}
+	return strings.Join(out, ", ")
+}
 
 func policiesCommand(use, of, example string, find subjectFinder) *cobra.Command {
 	var version string
@@ -319,26 +354,20 @@ func policiesCommand(use, of, example string, find subjectFinder) *cobra.Command
 		more: "The v1 form shows a policy that only the v2 form can express as a placeholder.",
 		flags: func(f *pflag.FlagSet) {
 			versionFlag(f, &version)
-			f.BoolP("force", "f", false, "do not ask")
+			neverAsks(f)
 			idFlag(f)
 		},
-		run: func(s *session, args []string) error {
-			s.announce("Listing policies of %s", args[0])
-			sub, err := find(s, args[0])
-			if err != nil {
-				return err
-			}
-			q := query("account_id", s.AccountID, sub.key, sub.value)
-			if version == "v2" && !s.json {
-				q.Set("format", "display") // with the names of the roles
-			}
-			items, err := s.client.list(s.ctx(), "/"+version+"/policies", q, "policies", 0)
-			if err != nil {
-				return err
-			}
-			return s.showAll(items, "policies", "id", policyColumns)
-		},
-	}.command()
+	}.listing("policies", "id", policyColumns, func(s *session, args []string) ([]object, error) {
+		sub, err := find(s, args[0])
+		if err != nil {
+			return nil, err
+		}
+		q := query("account_id", s.AccountID, sub.key, sub.value)
+		if version == "v2" && !s.json {
+			q.Set("format", "display") // with the names of the roles
+		}
+		return s.client.list(s.ctx(), "/"+version+"/policies", q, "policies", 0)
+	})
 }
 
 func policyCommand(use, of, example string, find subjectFinder) *cobra.Command {
@@ -348,7 +377,7 @@ func policyCommand(use, of, example string, find subjectFinder) *cobra.Command {
 		more: "A policy of somebody else is not shown.",
 		flags: func(f *pflag.FlagSet) {
 			versionFlag(f, &version)
-			f.BoolP("force", "f", false, "do not ask")
+			neverAsks(f)
 			idFlag(f)
 		},
 		run: func(s *session, args []string) error {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -86,7 +87,7 @@ func (p *part) create(flags func(*pflag.FlagSet) body) *cobra.Command {
 		}[p],
 		flags: func(f *pflag.FlagSet) {
 			fields = flags(f)
-			f.BoolP("force", "f", false, "do not ask")
+			neverAsks(f)
 			idFlag(f)
 		},
 		run: func(s *session, args []string) error {
@@ -116,7 +117,7 @@ func (p *part) update(flags func(*pflag.FlagSet) body) *cobra.Command {
 		example: "tabard iam " + p.word + "-update my-trusted-profile my-rule --type Profile-CR --cr-type IKS_SA --conditions claim:namespace,operator:EQUALS,value:prod",
 		flags: func(f *pflag.FlagSet) {
 			fields = flags(f)
-			f.BoolP("force", "f", false, "do not ask")
+			neverAsks(f)
 		},
 		run: func(s *session, args []string) error {
 			b, err := fields()
@@ -149,21 +150,15 @@ func (p *part) list() *cobra.Command {
 		use: p.word + "s (NAME|ID)", short: "List the " + p.plural + " of a trusted profile", example: "tabard iam " + p.word + "s my-trusted-profile",
 		args: cobra.ExactArgs(1), flags: func(f *pflag.FlagSet) {
 			idFlag(f)
-			f.BoolP("force", "f", false, "do not ask")
+			neverAsks(f)
 		},
-		run: func(s *session, args []string) error {
-			s.announce("Listing %s of trusted profile %s", p.plural, args[0])
-			k, err := p.of(s, args[0])
-			if err != nil {
-				return err
-			}
-			items, err := k.list(s)
-			if err != nil {
-				return err
-			}
-			return s.showAll(items, k.plural, k.id, k.columns)
-		},
-	}.command()
+	}.listing(p.plural, p.id, p.columns, func(s *session, args []string) ([]object, error) {
+		k, err := p.of(s, args[0])
+		if err != nil {
+			return nil, err
+		}
+		return k.list(s)
+	})
 }
 
 func (p *part) delete() *cobra.Command {
@@ -380,28 +375,19 @@ func identitiesCommand() *cobra.Command {
 		example: "tabard iam trusted-profile-identities my-trusted-profile", args: cobra.ExactArgs(1),
 		flags: func(f *pflag.FlagSet) {
 			identityType(f, &idType)
-			f.BoolP("force", "f", false, "do not ask")
+			neverAsks(f)
 			idFlag(f)
 		},
-		run: func(s *session, args []string) error {
-			s.announce("Listing identities of trusted profile %s", args[0])
-			id, err := profiles.find(s, args[0])
-			if err != nil {
-				return err
-			}
-			items, err := s.client.list(s.ctx(), profiles.at(id, "identities"), nil, "identities", 0)
-			if err != nil {
-				return err
-			}
-			shown := []object{}
-			for _, o := range items {
-				if idType == "" || strings.EqualFold(o.text("type"), idType) {
-					shown = append(shown, o)
-				}
-			}
-			return s.showAll(shown, "identities", "identifier", identityColumns)
-		},
-	}.command()
+	}.listing("identities", "identifier", identityColumns, func(s *session, args []string) ([]object, error) {
+		id, err := profiles.find(s, args[0])
+		if err != nil {
+			return nil, err
+		}
+		items, err := s.client.list(s.ctx(), profiles.at(id, "identities"), nil, "identities", 0)
+		return slices.DeleteFunc(items, func(o object) bool {
+			return idType != "" && !strings.EqualFold(o.text("type"), idType)
+		}), err
+	})
 }
 
 func identityDeleteCommand() *cobra.Command {

@@ -143,31 +143,29 @@ func regionsCommand(example string) *cobra.Command {
 func zonesCommand() *cobra.Command {
 	return spec{
 		use: "zones", short: "List the zones of the region", example: "tabard is zones",
-		more: "The region is the targeted one; without one the zones of all regions are listed.", flags: idFlag,
-		run: func(s *session, _ []string) error {
-			s.announce("Listing zones")
-			names := []string{s.Region}
-			if s.Region == "" {
-				found, err := regions.list(s)
-				if err != nil {
-					return err
-				}
-				names = names[:0]
-				for _, r := range found {
-					names = append(names, r.text("name"))
-				}
+		more: "The region is the targeted one; without one the zones of all regions are listed.",
+	}.listing("zones", "name", columns("Name", "name", "Region", "region.name", "Status", "status"), func(s *session, _ []string) ([]object, error) {
+		names := []string{s.Region}
+		if s.Region == "" {
+			found, err := regions.list(s)
+			if err != nil {
+				return nil, err
 			}
-			zones := []object{}
-			for _, name := range names {
-				found, err := s.client.list(s.ctx(), regions.at(name, "zones"), vpcQuery(), "zones", 0)
-				if err != nil {
-					return err
-				}
-				zones = append(zones, found...)
+			names = names[:0]
+			for _, r := range found {
+				names = append(names, r.text("name"))
 			}
-			return s.showAll(zones, "zones", "name", columns("Name", "name", "Region", "region.name", "Status", "status"))
-		},
-	}.command()
+		}
+		zones := []object{}
+		for _, name := range names {
+			found, err := s.client.list(s.ctx(), regions.at(name, "zones"), vpcQuery(), "zones", 0)
+			if err != nil {
+				return nil, err
+			}
+			zones = append(zones, found...)
+		}
+		return zones, nil
+	})
 }
 
 // create posts a body and shows the object that came of it.

@@ -315,20 +315,14 @@ func instanceInitializationCommand() *cobra.Command {
 func interfacesCommand() *cobra.Command {
 	return spec{
 		use: "instance-network-interfaces INSTANCE", short: "List the network interfaces of an instance", args: cobra.ExactArgs(1),
-		more: "The primary one comes first.", example: "tabard is instance-network-interfaces my-instance", flags: idFlag,
-		run: func(s *session, args []string) error {
-			s.announce("Listing network interfaces of instance %s", args[0])
-			k, err := interfacesOf(s, args[0])
-			if err != nil {
-				return err
-			}
-			items, err := k.list(s)
-			if err != nil {
-				return err
-			}
-			return s.showAll(items, k.plural, k.id, k.columns)
-		},
-	}.command()
+		more: "The primary one comes first.", example: "tabard is instance-network-interfaces my-instance",
+	}.listing(interfaces.plural, interfaces.id, interfaces.columns, func(s *session, args []string) ([]object, error) {
+		k, err := interfacesOf(s, args[0])
+		if err != nil {
+			return nil, err
+		}
+		return k.list(s)
+	})
 }
 
 func interfaceCommand() *cobra.Command {
@@ -355,20 +349,13 @@ func boundCommand() *cobra.Command {
 	return spec{
 		use: "instance-network-interface-floating-ips INSTANCE NIC", short: "List the floating IPs bound to a network interface",
 		more: "There is at most one.", example: "tabard is instance-network-interface-floating-ips my-instance primary-nic", args: cobra.ExactArgs(2),
-		flags: idFlag,
-		run: func(s *session, args []string) error {
-			s.announce("Listing floating IPs of network interface %s", args[1])
-			k, nic, err := findInterface(s, args[0], args[1])
-			if err != nil {
-				return err
-			}
-			items, err := s.client.list(s.ctx(), k.at(nic, "floating_ips"), k.one(), "floating_ips", 0)
-			if err != nil {
-				return err
-			}
-			return s.showAll(items, floatingIPs.plural, "id", floatingIPs.columns)
-		},
-	}.command()
+	}.listing(floatingIPs.plural, floatingIPs.id, floatingIPs.columns, func(s *session, args []string) ([]object, error) {
+		k, nic, err := findInterface(s, args[0], args[1])
+		if err != nil {
+			return nil, err
+		}
+		return s.client.list(s.ctx(), k.at(nic, "floating_ips"), k.one(), "floating_ips", 0)
+	})
 }
 
 func bindCommand() *cobra.Command {

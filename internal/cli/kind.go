@@ -137,6 +137,26 @@ func (k *kind) load(s *session, ref string) (object, http.Header, error) {
 	return s.get(k.at(id), k.one())
 }
 
+// listing is a command that shows what fetch finds; what it lists is told first.
+func (p spec) listing(plural, id string, cols []column, fetch func(s *session, args []string) ([]object, error)) *cobra.Command {
+	if p.flags == nil {
+		p.flags = idFlag
+	}
+	p.run = func(s *session, args []string) error {
+		of := ""
+		if len(args) > 0 {
+			of = " of " + strings.Join(args, " ")
+		}
+		s.announce("Listing %s%s", plural, of)
+		items, err := fetch(s, args)
+		if err != nil {
+			return err
+		}
+		return s.showAll(items, plural, id, cols)
+	}
+	return p.command()
+}
+
 // filter is a flag of a list command that becomes a query parameter.
 type filter struct {
 	flag, short, parameter, usage string
@@ -181,7 +201,7 @@ func listCommand(k *kind, use, example string, filters ...filter) *cobra.Command
 
 // where says which part of the account a list is about.
 func (s *session) where(k *kind) string {
-	if !k.vpc || s.Region == "" {
+	if !k.vpc || k.form == nil || s.Region == "" { // kinds without ids are in no group
 		return ""
 	}
 	return " in all resource groups and region " + s.Region
@@ -246,6 +266,10 @@ func deleteCommand(k *kind, use, verb, example string, flags func(*pflag.FlagSet
 		},
 	}.command()
 }
+
+// neverAsks is the -f of commands that may ask elsewhere, when a name is that
+// of several things; here that is always an error.
+func neverAsks(f *pflag.FlagSet) { f.BoolP("force", "f", false, "do not ask") }
 
 func forceFlag(f *pflag.FlagSet, force *bool) {
 	f.BoolVarP(force, "force", "f", false, "do not ask")

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,7 +37,8 @@ func loginCommand() *cobra.Command {
 			"api-key-create, or the bare key; @- reads standard input. The key itself is not kept: the session has tokens\n" +
 			"that end.\n\n" +
 			"Environment: TABARD_API_KEY or IBMCLOUD_API_KEY (a key or @FILE), IBMCLOUD_CR_TOKEN, IBMCLOUD_CR_PROFILE,\n" +
-			"IBMCLOUD_CR_VPC_URL (the metadata service, if not at " + metadataURL + "), TABARD_SERVER (the server).",
+			"IBMCLOUD_CR_VPC_URL or TABARD_METADATA_URL (the metadata service, if not at " + metadataURL + "), TABARD_SERVER (the\n" +
+			"server).",
 		example: "tabard login -a http://127.0.0.1:8470 --apikey @data/owner.json\n" +
 			"tabard login -a https://tabard.example.com --cr-token @/var/run/secrets/tokens/sa-token --profile my-trusted-profile\n" +
 			"tabard login -a https://tabard.example.com --vpc-cri",
@@ -67,7 +69,7 @@ func login(cmd *cobra.Command, o loginOptions) error {
 		o.profile = os.Getenv("IBMCLOUD_CR_PROFILE")
 	}
 	if o.apikey == "" && o.crToken == "" && !o.vpcInstance {
-		o.apikey, o.crToken = fromEnvironment("TABARD_API_KEY", "IBMCLOUD_API_KEY"), ""
+		o.apikey = cmp.Or(os.Getenv("TABARD_API_KEY"), os.Getenv("IBMCLOUD_API_KEY"))
 		if o.apikey == "" {
 			o.crToken = os.Getenv("IBMCLOUD_CR_TOKEN")
 		}
@@ -102,15 +104,6 @@ func login(cmd *cobra.Command, o loginOptions) error {
 		fmt.Fprintln(s.out)
 	}
 	return s.showTarget()
-}
-
-func fromEnvironment(names ...string) string {
-	for _, n := range names {
-		if v := os.Getenv(n); v != "" {
-			return v
-		}
-	}
-	return ""
 }
 
 // connect settles on the server: the first address that is not empty.
@@ -210,11 +203,7 @@ const (
 // loginInstance gets the token of the virtual server that the program runs on.
 // Without -a the server is the one that issued it.
 func (s *session) loginInstance(o loginOptions, known string) error {
-	base := os.Getenv("IBMCLOUD_CR_VPC_URL")
-	if base == "" {
-		base = metadataURL
-	}
-	base = strings.TrimRight(base, "/")
+	base := strings.TrimRight(cmp.Or(os.Getenv("IBMCLOUD_CR_VPC_URL"), os.Getenv("TABARD_METADATA_URL"), metadataURL), "/")
 	type answer struct {
 		AccessToken string    `json:"access_token"`
 		ExpiresAt   time.Time `json:"expires_at"`

@@ -12,14 +12,27 @@ import (
 	"unicode/utf8"
 )
 
-// column is one column of a table or one line of a description. The path is
-// one of object.text.
-type column struct{ title, path string }
+// column is one column of a table or one line of a description. It shows the
+// text at a path, or what of makes of the object.
+type column struct {
+	title, path string
+	of          func(object) string
+}
+
+func (c column) cell(o object) string {
+	s := ""
+	if c.of != nil {
+		s = c.of(o)
+	} else {
+		s = o.text(c.path)
+	}
+	return cell(s)
+}
 
 func columns(pairs ...string) []column {
 	out := make([]column, 0, len(pairs)/2)
 	for i := 0; i+1 < len(pairs); i += 2 {
-		out = append(out, column{pairs[i], pairs[i+1]})
+		out = append(out, column{title: pairs[i], path: pairs[i+1]})
 	}
 	return out
 }
@@ -57,7 +70,7 @@ func (s *session) show(o object, id string, cols []column) error {
 	fmt.Fprintln(s.out)
 	w := table(s.out)
 	for _, c := range cols {
-		fmt.Fprintf(w, "%s\t%s\n", c.title, cell(o.text(c.path)))
+		fmt.Fprintf(w, "%s\t%s\n", c.title, c.cell(o))
 	}
 	return w.Flush()
 }
@@ -84,7 +97,7 @@ func (s *session) showAll(items []object, plural, id string, cols []column) erro
 	fmt.Fprintln(w)
 	for _, o := range items {
 		for i, c := range cols {
-			fmt.Fprint(w, separator(i), cell(o.text(c.path)))
+			fmt.Fprint(w, separator(i), c.cell(o))
 		}
 		fmt.Fprintln(w)
 	}
@@ -166,7 +179,12 @@ func sentence(s string) string {
 	return s
 }
 
+// capital writes the first word with a capital letter, unless it is an id.
 func capital(s string) string {
+	word, _, _ := strings.Cut(s, " ")
+	if strings.ContainsFunc(word, func(r rune) bool { return !unicode.IsLetter(r) }) {
+		return s
+	}
 	r, size := utf8.DecodeRuneInString(s)
 	return string(unicode.ToUpper(r)) + s[size:]
 }

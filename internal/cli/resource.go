@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -22,7 +23,7 @@ var groups = &kind{
 	noun: "resource group", plural: "resource groups", path: "/v2/resource_groups", array: "resources", id: "id",
 	form: regexp.MustCompile(`^[0-9a-f]{32}$`), account: true, byName: nameFilter,
 	columns: columns("Name", "name", "ID", "id", "Default Group", "default", "State", "state"),
-	details: columns("ID", "id", "CRN", "crn", "Name", "name"),
+	details: columns("ID", "id", "CRN", "crn"),
 }
 
 func resourceCommands() *cobra.Command {
@@ -105,26 +106,21 @@ func (s *session) groupID(ref string) (string, error) {
 	return found[0].text("id"), nil
 }
 
-func (s *session) plans() ([]object, error) {
+// plans returns the plans of a service, or of all.
+func (s *session) plans(service string) ([]object, error) {
 	plans := []object{}
 	_, err := s.client.do(s.ctx(), request{method: http.MethodGet, path: "/v2/resource_plans"}, &plans)
-	return plans, during(err, "list plans")
+	return slices.DeleteFunc(plans, func(p object) bool { return service != "" && p.text("service_name") != service }), during(err, "list plans")
 }
 
 // planID returns the id of a service's plan by the plan's name or id.
 func (s *session) planID(service, ref string) (string, error) {
-	plans, err := s.plans()
+	plans, err := s.plans(service)
 	if err != nil {
 		return "", err
 	}
 	k := &kind{noun: "plan of " + service, plural: "plans of " + service, id: "id"}
-	var own []object
-	for _, p := range plans {
-		if p.text("service_name") == service {
-			own = append(own, p)
-		}
-	}
-	return k.pick(own, ref)
+	return k.pick(plans, ref)
 }
 
 func plansCommand() *cobra.Command {
@@ -135,21 +131,9 @@ func plansCommand() *cobra.Command {
 			f.StringVar(&service, "service", "", "only of this service")
 			idFlag(f)
 		},
-		run: func(s *session, _ []string) error {
-			s.announce("Listing plans")
-			all, err := s.plans()
-			if err != nil {
-				return err
-			}
-			shown := []object{}
-			for _, p := range all {
-				if service == "" || p.text("service_name") == service {
-					shown = append(shown, p)
-				}
-			}
-			return s.showAll(shown, "plans", "id", columns("Service", "service_name", "Plan", "name", "ID", "id"))
-		},
-	}.command()
+	}.listing("plans", "id", columns("Service", "service_name", "Plan", "name", "ID", "id"), func(s *session, _ []string) ([]object, error) {
+		return s.plans(service)
+	})
 }
 
 func groupCreateCommand() *cobra.Command {

@@ -133,7 +133,7 @@ func offline(cmd *cobra.Command) (*session, error) {
 	}
 	s := &session{state: st, cmd: cmd, out: cmd.OutOrStdout()}
 	s.json = cmd.Flag("output").Value.String() != ""
-	s.quiet = cmd.Flag("quiet").Changed
+	s.quiet = cmd.Flag("quiet").Value.String() == "true"
 	if f := cmd.Flag("id"); f != nil && f.Value.Type() == "bool" {
 		s.idOnly = f.Value.String() == "true"
 	}

@@ -62,7 +62,6 @@ type Directory struct {
 
 	Links           *Table[identity.Link]
 	LinksByProfile  *Index[identity.Link]
-	LinksByCRN      *Index[identity.Link]
 	LinksByResource *Index[identity.Link] // key: ResourceKey(crn)
 
 	Rules          *Table[identity.ClaimRule]
@@ -306,6 +305,20 @@ func (d *Directory) notify(kinds []string) {
 			}
 		}
 	}
+}
+
+// DeleteLinksOf stages the removal of every link to a compute resource, in
+// whatever account its profile is, and returns the ids of the links. Whoever
+// deletes a resource calls it in the same transaction. The cname and ctype of
+// the CRN do not count.
+func (d *Directory) DeleteLinksOf(tx *Tx, resource string) []string {
+	ids := []string{}
+	for _, l := range d.LinksByResource.Get(ResourceKey(resource)) {
+		d.Links.Delete(tx, l)
+		ids = append(ids, l.ID)
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // ClustersOf returns the clusters registered with an issuer.

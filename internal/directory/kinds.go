@@ -49,7 +49,6 @@ func (d *Directory) define() {
 		return []string{Key(l.ProfileID, string(l.CRType), l.CRN, l.Namespace, l.ServiceAccount, l.ComponentType, l.ComponentName)}
 	}
 	d.LinksByProfile = d.Links.index(func(l *identity.Link) []string { return []string{l.ProfileID} })
-	d.LinksByCRN = d.Links.index(func(l *identity.Link) []string { return []string{l.CRN} })
 	d.LinksByResource = d.Links.index(func(l *identity.Link) []string { return []string{ResourceKey(l.CRN)} })
 
 	d.Rules = newTable(d, "claim-rule", "claim rule",

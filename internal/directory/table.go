@@ -149,8 +149,11 @@ func (t *Table[T]) set(id string, obj *T) {
 	t.unset(id)
 	t.rows[id] = obj
 	for _, x := range t.indexes {
-		for _, key := range x.keys(obj) {
-			x.rows[key] = append(x.rows[key], obj)
+		keys := x.keys(obj)
+		for i, key := range keys {
+			if !slices.Contains(keys[:i], key) { // two interfaces in one subnet are one instance
+				x.rows[key] = append(x.rows[key], obj)
+			}
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -65,6 +66,8 @@ type Service struct{ cfg Config }
 // New returns the service.
 func New(cfg Config) *Service { return &Service{cfg} }
 
+var errNoResource = fault.New(fault.NotFound, "not_found", "There is no such resource here.")
+
 // maxBody bounds a request's body, in bytes.
 const maxBody = 8 << 10
 
@@ -81,7 +84,7 @@ func (s *Service) Handler(instanceID string) http.Handler {
 	}
 	h.metadataRoutes(mux)
 	mux.HandleFunc("/", h.route(false, func(*request) (any, error) {
-		return nil, fault.New(fault.NotFound, "not_found", "There is no such resource here.")
+		return nil, errNoResource
 	}))
 	return api.WithTransaction(guard(mux))
 }
@@ -108,6 +111,9 @@ func guard(next http.Handler) http.Handler {
 			f = fault.New(fault.Denied, "unauthorized", "This service answers under its own address and name only.").OnHeader("Host")
 		case r.URL.Host != "":
 			f = fault.New(fault.Invalid, "invalid_request", "This service is not a proxy.")
+		case path.Clean(r.URL.Path) != r.URL.Path:
+			// The router would answer with a redirect; nothing here redirects.
+			f = errNoResource
 		}
 		for _, name := range forwarding {
 			if f == nil && r.Header.Values(name) != nil {
@@ -252,6 +258,7 @@ func (h *handler) makeIdentityToken(r *request, e *activity.Event) (*tokenAnswer
 			At("field", "expires_in", strconv.FormatInt(life, 10))
 	}
 	if len(body.Nonce) > maxNonce {
+		e.Trace.Fail("request-body", fmt.Sprintf("nonce of at most %d bytes", maxNonce), fmt.Sprintf("%d bytes", len(body.Nonce)), "")
 		return nil, fault.New(fault.Invalid, "invalid_value", "The property nonce must have at most %d bytes.", maxNonce).On("nonce")
 	}
 	e.Trace.Pass("request-body", "expires_in from 5 to 3600", strconv.FormatInt(life, 10))
@@ -259,7 +266,7 @@ func (h *handler) makeIdentityToken(r *request, e *activity.Event) (*tokenAnswer
 	now := h.cfg.Now().UTC().Truncate(time.Second)
 	claims := h.claims(r.instance, now, life)
 	claims.Nonce = body.Nonce
-	raw, err := h.cfg.Signer.Sign(claims, "")
+	raw, err := h.cfg.Signer.Sign(wireClaims{claims, claims.Audience}, "")
 	if err != nil {
 		return nil, fmt.Errorf("sign the identity token: %w", err)
 	}
@@ -268,6 +275,13 @@ func (h *handler) makeIdentityToken(r *request, e *activity.Event) (*tokenAnswer
 		AccessToken: raw, CreatedAt: stamp(now), ExpiresAt: stamp(now.Add(time.Duration(life) * time.Second)),
 		ExpiresIn: life, Nonce: body.Nonce,
 	}, nil
+}
+
+// wireClaims writes aud as an array even when it has one element, as section
+// 1.5 shows it.
+type wireClaims struct {
+	attest.IdentityClaims
+	Audience []string `json:"aud"`
 }
 
 // claims describes the instance as it is now; only the signature makes them
@@ -298,6 +312,7 @@ func (h *handler) iamToken(r *request) (any, error) {
 	e := h.event(r, "is.metadata.computeresource-token.request", "request IAM token for")
 	raw, err := bearer(r.Request)
 	if err != nil {
+		e.Trace.Fail("bearer", "Authorization: Bearer TOKEN", "(absent)", "send the identity token")
 		return nil, h.recordFailure(r, e, err)
 	}
 	profile, err := h.selector(r)
@@ -451,14 +466,14 @@ func decode(body io.Reader, into any) error {
 		return nil
 	}
 	var wrongType *json.UnmarshalTypeError
-	if errors.As(err, &wrongType) {
+	if errors.As(err, &wrongType) && wrongType.Field != "" {
 		return fault.New(fault.Invalid, "invalid_value", "The property %s has the wrong type.", wrongType.Field).On(wrongType.Field)
 	}
 	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		name = strings.Trim(name, `"`)
 		return fault.New(fault.Invalid, "unknown_field", "The property %s is not known.", name).On(name)
 	}
-	return fault.New(fault.Invalid, "invalid_request", "The body is not valid JSON.")
+	return fault.New(fault.Invalid, "invalid_request", "The body is not a JSON object.")
 }
 
 // wireError is the service's error body (reference section 1.10).

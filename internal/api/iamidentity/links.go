@@ -205,16 +205,3 @@ func (r *routes) deleteLink(c *api.Call, tx *directory.Tx, _ *api.None, found of
 	r.Directory.Links.Delete(tx, found.part)
 	return api.Reply{Status: http.StatusNoContent, ResponseData: linkChange("link deleted", found.part)}, r.profileTarget(c, found.profile), nil
 }
-
-// DeleteLinksOf stages the removal of every link to a compute resource, in
-// whatever account its profile is, and returns the ids of the links. It is for
-// whoever deletes the resource. The cname and ctype of the CRN do not count.
-func DeleteLinksOf(d *directory.Directory, tx *directory.Tx, resource string) []string {
-	var ids []string
-	for _, l := range d.LinksByResource.Get(directory.ResourceKey(resource)) {
-		d.Links.Delete(tx, l)
-		ids = append(ids, l.ID)
-	}
-	slices.Sort(ids)
-	return ids
-}

@@ -15,7 +15,6 @@ import (
 
 	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/api/apitest"
-	"tabard.dev/tabard/internal/api/iamidentity"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/identity"
 )
@@ -392,7 +391,7 @@ func TestLinksOfADeletedResourceGoWithItInEveryAccount(t *testing.T) {
 	d := e.Config.Directory
 	var ids []string
 	must(t, d.Update(context.Background(), e.Owner.IAMID, func(tx *directory.Tx) error {
-		ids = iamidentity.DeleteLinksOf(d, tx, instance)
+		ids = d.DeleteLinksOf(tx, instance)
 		return nil
 	}))
 	if len(ids) != 2 || d.LinksByProfile.Len(text(mine, "id")) != 1 || d.LinksByProfile.Len(text(theirs, "id")) != 0 {

@@ -401,13 +401,7 @@ func (s *service) deleteInstance(c *api.Call, tx *directory.Tx, _ *api.None, i *
 	if i.Status == vpc.Deleting {
 		return api.Reply{}, api.Target{}, fault.New(fault.Conflict, "instance_delete_conflict", "The instance %s is being deleted already.", i.ID)
 	}
-	links := []string{}
-	for _, l := range s.d.LinksByCRN.Get(i.CRN) {
-		if l.CRType == identity.VSI {
-			s.d.Links.Delete(tx, l)
-			links = append(links, l.ID)
-		}
-	}
+	links := s.d.DeleteLinksOf(tx, i.CRN)
 	for _, f := range s.d.FloatingIPsByInstance.Get(i.ID) {
 		s.unbind(tx, f)
 	}

@@ -51,7 +51,7 @@ func TestLinkingAProfileNeedsTheRightToLinkIt(t *testing.T) {
 
 	w.grantOn(operator, "Editor", map[string]string{access.ServiceName: "iam-identity", access.Resource: p.ID, access.ResourceType: "profile"})
 	linked := w.call(operator, "POST", "/instances", with(true)).Want(201)
-	if links := w.d.LinksByCRN.Get(text(linked, "crn")); len(links) != 1 || links[0].CreatedBy != operator {
+	if links := w.d.LinksByResource.Get(directory.ResourceKey(text(linked, "crn"))); len(links) != 1 || links[0].CreatedBy != operator {
 		t.Errorf("links: %+v", links)
 	}
 	if e := w.Events(1)[0]; e.Action != "is.instance.instance.create" || !strings.Contains(string(e.ResponseData), p.ID) || !strings.Contains(string(e.ResponseData), "Link-") {
@@ -82,10 +82,10 @@ func TestDeletingAnInstanceDeletesEveryLinkOfIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.call("", "DELETE", "/instances/"+text(made, "id"), nil).Want(204)
-	if n := w.d.LinksByCRN.Len(text(made, "crn")); n != 0 {
+	if n := w.d.LinksByResource.Len(directory.ResourceKey(text(made, "crn"))); n != 0 {
 		t.Errorf("%d links of the deleted instance are left", n)
 	}
-	if n := w.d.LinksByCRN.Len(text(kept, "crn")); n != 2 {
+	if n := w.d.LinksByResource.Len(directory.ResourceKey(text(kept, "crn"))); n != 2 {
 		t.Errorf("%d links of the other instance are left, want 2", n)
 	}
 }
@@ -591,8 +591,8 @@ func TestAConcurrentDeleteAndPatchLeaveNoInstanceThatIsBothAliveAndUnlinked(t *t
 			wg.Go(change)
 		}
 		wg.Wait()
-		if got, _ := w.d.Instances.Get(id); got.Status != vpc.Deleting || w.d.LinksByCRN.Len(got.CRN) != 0 {
-			t.Fatalf("status %s with %d links", got.Status, w.d.LinksByCRN.Len(got.CRN))
+		if got, _ := w.d.Instances.Get(id); got.Status != vpc.Deleting || w.d.LinksByResource.Len(directory.ResourceKey(got.CRN)) != 0 {
+			t.Fatalf("status %s with %d links", got.Status, w.d.LinksByResource.Len(directory.ResourceKey(got.CRN)))
 		}
 		err := w.d.Update(context.Background(), "host", func(tx *directory.Tx) error {
 			gone, _ := w.d.Instances.Get(id)

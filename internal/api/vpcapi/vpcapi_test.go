@@ -266,7 +266,7 @@ func TestAVirtualServerIsMadeListedAndReached(t *testing.T) {
 		t.Errorf("placed on %q with MAC %s", stored.HostID, stored.Interfaces[0].MAC)
 	}
 
-	links := w.d.LinksByCRN.Get(stored.CRN)
+	links := w.d.LinksByResource.Get(directory.ResourceKey(stored.CRN))
 	if len(links) != 1 || links[0].ProfileID != p.ID || links[0].CRType != identity.VSI || links[0].Name != "my-instance" {
 		t.Fatalf("links of the instance: %+v", links)
 	}
@@ -332,7 +332,7 @@ func TestAVirtualServerIsMadeListedAndReached(t *testing.T) {
 	if got := text(w.get("/instances/"+id), "status"); got != "deleting" {
 		t.Errorf("status %s after delete", got)
 	}
-	if n := w.d.LinksByCRN.Len(stored.CRN); n != 0 {
+	if n := w.d.LinksByResource.Len(directory.ResourceKey(stored.CRN)); n != 0 {
 		t.Errorf("%d links are left", n)
 	}
 	if f := w.get("/floating_ips/" + text(fip, "id")); f["target"] != nil {

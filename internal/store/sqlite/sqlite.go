@@ -24,8 +24,21 @@ type Store struct {
 	mu      sync.Mutex // held by the one writer
 	write   *sql.DB
 	read    *sql.DB
-	inserts map[int]*sql.Stmt // by day
+	inserts map[int]*dayInserts
 }
+
+// dayInserts are the prepared statements that append events to one day.
+type dayInserts struct {
+	one  *sql.Stmt
+	many *sql.Stmt // manyRows at a time: a group commit costs less for each
+}
+
+const (
+	manyRows   = 16
+	rowPattern = "(?, ?, ?, ?, ?, ?)"
+)
+
+func (d *dayInserts) close() error { return errors.Join(d.one.Close(), d.many.Close()) }
 
 const schema = `
 CREATE TABLE IF NOT EXISTS objects (
@@ -54,7 +67,7 @@ func Open(ctx context.Context, file string) (*Store, error) {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}
 	write.SetMaxOpenConns(1)
-	s := &Store{write: write, inserts: map[int]*sql.Stmt{}}
+	s := &Store{write: write, inserts: map[int]*dayInserts{}}
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
@@ -226,14 +239,26 @@ func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 			CREATE INDEX IF NOT EXISTS events_%[1]d_correlation ON events_%[1]d (correlation);`, day)); err != nil {
 			return err
 		}
-		stmt, err := s.write.PrepareContext(ctx, fmt.Sprintf( //nolint:sqlclosecheck // kept in s.inserts, see closeDays
-			"INSERT INTO events_%d (time, account, correlation, action, outcome, doc) VALUES (?, ?, ?, ?, ?, ?)", day))
+		d, err := s.prepareDay(ctx, day)
 		if err != nil {
 			return err
 		}
-		s.inserts[day] = stmt
+		s.inserts[day] = d
 	}
 	return s.closeDays(events)
+}
+
+func (s *Store) prepareDay(ctx context.Context, day int) (*dayInserts, error) {
+	into := fmt.Sprintf("INSERT INTO events_%d (time, account, correlation, action, outcome, doc) VALUES ", day)
+	one, err := s.write.PrepareContext(ctx, into+rowPattern) //nolint:sqlclosecheck // kept in s.inserts, see closeDays
+	if err != nil {
+		return nil, err
+	}
+	many, err := s.write.PrepareContext(ctx, into+rowPattern+strings.Repeat(", "+rowPattern, manyRows-1)) //nolint:sqlclosecheck // the same
+	if err != nil {
+		return nil, errors.Join(err, one.Close())
+	}
+	return &dayInserts{one: one, many: many}, nil
 }
 
 // openDaysKept bounds the statements that stay prepared.
@@ -249,28 +274,39 @@ func (s *Store) closeDays(events []store.Event) error {
 	for _, e := range events {
 		needed[store.Day(e.Time)] = true
 	}
-	for day, stmt := range s.inserts {
+	for day, d := range s.inserts {
 		if needed[day] {
 			continue
 		}
 		delete(s.inserts, day)
-		if err := stmt.Close(); err != nil {
+		if err := d.close(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// insert appends events in their order, as many of one day at a time as there
+// are.
 func (s *Store) insert(ctx context.Context, tx *sql.Tx, events []store.Event) error {
-	var stmt *sql.Stmt
-	day := 0
-	for _, e := range events {
-		if d := store.Day(e.Time); d != day {
-			day, stmt = d, tx.StmtContext(ctx, s.inserts[d])
+	for len(events) > 0 {
+		day := store.Day(events[0].Time)
+		same := 1
+		for same < len(events) && same < manyRows && store.Day(events[same].Time) == day {
+			same++
 		}
-		if _, err := stmt.ExecContext(ctx, e.Time.UnixNano(), e.AccountID, e.CorrelationID, e.Action, e.Outcome, e.Doc); err != nil {
+		stmt, n := s.inserts[day].one, 1
+		if same == manyRows {
+			stmt, n = s.inserts[day].many, manyRows
+		}
+		args := make([]any, 0, n*6)
+		for _, e := range events[:n] {
+			args = append(args, e.Time.UnixNano(), e.AccountID, e.CorrelationID, e.Action, e.Outcome, e.Doc)
+		}
+		if _, err := tx.StmtContext(ctx, stmt).ExecContext(ctx, args...); err != nil {
 			return err
 		}
+		events = events[n:]
 	}
 	return nil
 }

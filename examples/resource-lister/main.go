@@ -118,7 +118,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 
 // serve answers requests until ctx ends, then lets those under way finish.
 func serve(ctx context.Context, l *lister, log *slog.Logger) error {
-	listener, err := net.Listen("tcp", l.cfg.Listen)
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", l.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}

@@ -247,7 +247,7 @@ func TestAVirtualServerLogsInThroughItsMetadataService(t *testing.T) {
 
 	run(t, "login", "-a", s.URL, "--vpc-cri", "--profile", profileID).want(0, "owner")
 	all := s.requests()
-	if all[0].Method != "PUT" || all[0].Header.Get("Metadata-Flavor") != "ibm" || all[0].Query.Get("version") != metadataVersion {
+	if all[0].Method != http.MethodPut || all[0].Header.Get("Metadata-Flavor") != "ibm" || all[0].Query.Get("version") != metadataVersion {
 		t.Errorf("the identity token was asked for with %+v", all[0])
 	}
 	if all[1].Header.Get("Authorization") != "Bearer identity-token" || all[1].Body != `{"trusted_profile":{"id":"`+profileID+`"}}` {

@@ -129,7 +129,7 @@ func cause(err error) error {
 
 func transactionID() string {
 	b := make([]byte, 16)
-	rand.Read(b) //nolint:errcheck // never fails, see crypto/rand
+	rand.Read(b) // never fails, see crypto/rand
 	return hex.EncodeToString(b)
 }
 

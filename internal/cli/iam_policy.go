@@ -53,7 +53,6 @@ type policyOptions struct {
 	roles, tags, attributes                []string
 	accountManagement                      bool
 	version                                string
-	attributeFlags                         []string
 }
 
 func (o *policyOptions) add(f *pflag.FlagSet) {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -95,7 +96,7 @@ func TestAPolicyIsOnlyDeletedForItsOwnSubject(t *testing.T) {
 	s.answer("GET /v2/policies/p1", policy("iam-Profile-other"))
 	run(t, "iam", "trusted-profile-policy-delete", profileID, "p1", "-f").want(1, "Policy p1 is not one of "+profileID)
 	for _, r := range s.requests() {
-		if r.Method == "DELETE" {
+		if r.Method == http.MethodDelete {
 			t.Fatal("another subject's policy was deleted")
 		}
 	}

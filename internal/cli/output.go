@@ -20,7 +20,7 @@ type column struct {
 }
 
 func (c column) cell(o object) string {
-	s := ""
+	var s string
 	if c.of != nil {
 		s = c.of(o)
 	} else {

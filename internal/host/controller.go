@@ -69,7 +69,7 @@ func (c *Controller) reconcile(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := c.follow(ctx, inst); err != nil {
+		if err := c.follow(ctx, inst); err != nil && ctx.Err() == nil {
 			c.cfg.Log.Error("instance does not follow its status; will try again",
 				"instance", inst.ID, "status", inst.Status, "error", err)
 		}

@@ -375,7 +375,7 @@ func TestWhatWasAcceptedIsThereAfterReopening(t *testing.T) {
 	if s, err = sqlite.Open(ctx, file); err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close() //nolint:errcheck // the test is over
+	defer s.Close()
 	stored, err := s.Events(ctx, store.Query{AccountID: "a", Limit: callers*each + 1})
 	if err != nil {
 		t.Fatal(err)

@@ -78,7 +78,9 @@ func TestATokenWithoutASignatureIsRefused(t *testing.T) {
 		})
 	}
 	t.Run("no alg", func(t *testing.T) { wantRefused(t, jwttest.Sign(t, `{"kid":"k1"}`, payload, key, 256), key.Public()) })
-	t.Run("an empty signature", func(t *testing.T) { wantRefused(t, jwttest.Sign(t, `{"alg":"ES256","kid":"k1"}`, payload, nil, 256), key.Public()) })
+	t.Run("an empty signature", func(t *testing.T) {
+		wantRefused(t, jwttest.Sign(t, `{"alg":"ES256","kid":"k1"}`, payload, nil, 256), key.Public())
+	})
 	t.Run("an empty signature of RSA", func(t *testing.T) {
 		wantRefused(t, jwttest.Sign(t, `{"alg":"RS256","kid":"k1"}`, payload, nil, 256), jwttest.RSA(t).Public())
 	})

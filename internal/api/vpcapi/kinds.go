@@ -226,7 +226,7 @@ func validName(field, name string) error {
 // randomName invents a name for what was given none.
 func randomName(prefix string) string {
 	b := make([]byte, 6)
-	rand.Read(b) //nolint:errcheck // never fails, see crypto/rand
+	rand.Read(b) // never fails, see crypto/rand
 	return prefix + "-" + hex.EncodeToString(b)
 }
 

@@ -250,11 +250,11 @@ func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 
 func (s *Store) prepareDay(ctx context.Context, day int) (*dayInserts, error) {
 	into := fmt.Sprintf("INSERT INTO events_%d (time, account, correlation, action, outcome, doc) VALUES ", day)
-	one, err := s.write.PrepareContext(ctx, into+rowPattern) //nolint:sqlclosecheck // kept in s.inserts, see closeDays
+	one, err := s.write.PrepareContext(ctx, into+rowPattern)
 	if err != nil {
 		return nil, err
 	}
-	many, err := s.write.PrepareContext(ctx, into+rowPattern+strings.Repeat(", "+rowPattern, manyRows-1)) //nolint:sqlclosecheck // the same
+	many, err := s.write.PrepareContext(ctx, into+rowPattern+strings.Repeat(", "+rowPattern, manyRows-1))
 	if err != nil {
 		return nil, errors.Join(err, one.Close())
 	}

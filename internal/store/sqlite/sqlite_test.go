@@ -102,7 +102,7 @@ func TestAFileOfANewerProgramIsRefused(t *testing.T) {
 func TestTheFileIsWrittenThroughToTheDisk(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tabard.db")
 	s := open(t, file)
-	defer s.Close() //nolint:errcheck // the test is over
+	defer s.Close()
 	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2"} {
 		if got, err := s.Pragma(context.Background(), pragma); err != nil || got != want {
 			t.Errorf("%s = %q, %v; want %s", pragma, got, err, want)

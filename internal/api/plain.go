@@ -18,15 +18,18 @@ type PlainError struct {
 type PlainErrorItem struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
-	Details string `json:"details,omitempty"`
 }
 
 // PlainShape is the error shape of our own families.
 func PlainShape(c *Call, f *fault.Error) (int, any) {
 	status := grant.StatusOf(f.Kind)
+	message := f.Message
+	if f.Detail != "" {
+		message += " " + f.Detail
+	}
 	return status, PlainError{
 		Trace: TransactionID(c.R.Context()), StatusCode: status,
-		Errors: []PlainErrorItem{{Code: f.Code, Message: f.Message, Details: f.Detail}},
+		Errors: []PlainErrorItem{{Code: f.Code, Message: message}},
 	}
 }
 

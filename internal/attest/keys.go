@@ -70,7 +70,7 @@ func (k *Keys) Of(ctx context.Context, c *cluster.Cluster, keyID string) ([]jose
 	usable := set != nil && now.Sub(set.fetched) < keysUsable
 	mayTry := set == nil || now.Sub(set.tried) >= unknownPeriod
 	if usable {
-		keys, err := pick(set.keys, keyID)
+		keys, err := set.pick(keyID)
 		fresh := now.Sub(set.fetched) < keysFresh
 		if !mayTry || err == nil && fresh {
 			return keys, err
@@ -84,8 +84,11 @@ func (k *Keys) Of(ctx context.Context, c *cluster.Cluster, keyID string) ([]jose
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
 		defer cancel()
 		keys, err := fetch(ctx, c)
-		next := keySet{keys: keys, fetched: now, tried: now, err: err}
-		if err != nil && set != nil {
+		next := keySet{tried: now, err: err}
+		switch {
+		case err == nil:
+			next.keys, next.fetched = keys, now
+		case set != nil:
 			next.keys, next.fetched = set.keys, set.fetched
 		}
 		return k.keep(c, next), nil
@@ -97,7 +100,17 @@ func (k *Keys) Of(ctx context.Context, c *cluster.Cluster, keyID string) ([]jose
 	if set.err != nil && now.Sub(set.fetched) >= keysUsable {
 		return nil, set.err
 	}
-	return pick(set.keys, keyID)
+	return set.pick(keyID)
+}
+
+// pick returns the keys with an id. While fetching fails nobody knows whether a
+// key that is not among the old ones exists.
+func (s *keySet) pick(id string) ([]jose.JSONWebKey, error) {
+	keys, err := pick(s.keys, id)
+	if err != nil && s.err != nil {
+		return nil, s.err
+	}
+	return keys, err
 }
 
 func (k *Keys) known(c *cluster.Cluster) *keySet {

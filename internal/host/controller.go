@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,15 +67,32 @@ func (c *Controller) Run(ctx context.Context) error {
 func (c *Controller) Access(id string) (Access, bool) { return c.cfg.Driver.Access(id) }
 
 func (c *Controller) reconcile(ctx context.Context) {
+	wanted := map[string]bool{}
 	for _, inst := range c.cfg.Directory.InstancesByHost.Get(c.cfg.HostID) {
 		if ctx.Err() != nil {
 			return
 		}
+		wanted[inst.ID] = inst.Status != vpc.Stopped && inst.Status != vpc.Failed
 		if err := c.follow(ctx, inst); err != nil && ctx.Err() == nil {
 			c.cfg.Log.Error("instance does not follow its status; will try again",
 				"instance", inst.ID, "status", inst.Status, "error", err)
 		}
 	}
+	for _, id := range c.machines() {
+		if wanted[id] {
+			continue
+		}
+		if err := c.stop(ctx, id); err != nil && ctx.Err() == nil {
+			c.cfg.Log.Error("machine without a running instance does not stop; will try again", "instance", id, "error", err)
+		}
+	}
+}
+
+// machines returns the ids of the machines that run.
+func (c *Controller) machines() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.running))
 }
 
 func (c *Controller) follow(ctx context.Context, inst *vpc.Instance) error {
@@ -108,6 +127,9 @@ func (c *Controller) follow(ctx context.Context, inst *vpc.Instance) error {
 func (c *Controller) begin(ctx context.Context, inst *vpc.Instance) error {
 	if !c.isRunning(inst.ID) {
 		if err := c.start(ctx, inst); err != nil {
+			if ctx.Err() != nil {
+				return err // the host is stopping; that says nothing about the instance
+			}
 			c.cfg.Log.Error("instance did not start", "instance", inst.ID, "error", err)
 			return c.become(ctx, inst, vpc.Failed, "The host could not start the instance.")
 		}

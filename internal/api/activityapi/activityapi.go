@@ -18,7 +18,6 @@ import (
 	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/fault"
-	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/store"
 )
 
@@ -39,32 +38,10 @@ type family struct{ log Reader }
 
 // Register adds the family's routes.
 func Register(mux *http.ServeMux, cfg *api.Config, log Reader) {
-	f := &api.Family{Config: cfg, Mux: mux, Service: "Activity Log", Shape: shape}
+	f := &api.Family{Config: cfg, Mux: mux, Service: "Activity Log", Shape: api.PlainShape}
 	h := family{log: log}
 	api.Read(f, "GET /v1/events", actionRead, loadQuery, h.list)
 	api.Read(f, "GET /v1/events/{correlation_id}/explanation", actionRead, loadTransaction, h.explain)
-}
-
-type errorBody struct {
-	Trace      string       `json:"trace"`
-	Errors     []errorEntry `json:"errors"`
-	StatusCode int          `json:"status_code"`
-}
-
-type errorEntry struct {
-	Code    string `json:"code"`
-	Message string `json:"message"`
-}
-
-func shape(c *api.Call, f *fault.Error) (int, any) {
-	status := grant.StatusOf(f.Kind)
-	message := f.Message
-	if f.Detail != "" {
-		message += " " + f.Detail
-	}
-	return status, errorBody{
-		Trace: api.TransactionID(c.R.Context()), StatusCode: status, Errors: []errorEntry{{Code: f.Code, Message: message}},
-	}
 }
 
 // target is the account's log as a whole: a policy cannot show part of it.

@@ -25,7 +25,6 @@ import (
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
-	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/resource"
 )
@@ -46,7 +45,7 @@ type family struct{ keys *attest.Keys }
 // Register adds the family's routes. keys is asked once for each new cluster,
 // so that a wrong issuer is told at once and not at a workload's first token.
 func Register(mux *http.ServeMux, cfg *api.Config, keys *attest.Keys) {
-	f := &api.Family{Config: cfg, Mux: mux, Service: "Kubernetes Service", Shape: shape}
+	f := &api.Family{Config: cfg, Mux: mux, Service: "Kubernetes Service", Shape: api.PlainShape}
 	h := family{keys: keys}
 	api.List(f, "GET /v1/clusters", "containers-kubernetes.cluster.read", list)
 	api.ChangeAfter(f, "POST /v1/clusters", actionCreate, "containers-kubernetes.cluster.create", h.prepare, load, create)
@@ -56,28 +55,6 @@ func Register(mux *http.ServeMux, cfg *api.Config, keys *attest.Keys) {
 }
 
 const actionCreate = "containers-kubernetes.cluster.create"
-
-type errorBody struct {
-	Trace      string       `json:"trace"`
-	Errors     []errorEntry `json:"errors"`
-	StatusCode int          `json:"status_code"`
-}
-
-type errorEntry struct {
-	Code    string `json:"code"`
-	Message string `json:"message"`
-}
-
-func shape(c *api.Call, f *fault.Error) (int, any) {
-	status := grant.StatusOf(f.Kind)
-	message := f.Message
-	if f.Detail != "" {
-		message += " " + f.Detail
-	}
-	return status, errorBody{
-		Trace: api.TransactionID(c.R.Context()), StatusCode: status, Errors: []errorEntry{{Code: f.Code, Message: message}},
-	}
-}
 
 // body shows a cluster. Keys is absent where the number is not known without
 // asking the cluster: a read makes no requests of its own.

@@ -166,25 +166,25 @@ func TestATokenThatIsNoEvidenceIsRefusedAndToldApart(t *testing.T) {
 	s.post(crForm(k.token(), "profile_id", p.ID)).want(200)
 }
 
-func TestAClusterWhoseKeysCannotBeFetchedIsOurTrouble(t *testing.T) {
+func TestAClusterWhoseKeysCannotBeHadIsOurTrouble(t *testing.T) {
 	s := start(t)
-	k := s.issuer("http://127.0.0.1:1")
+	k := s.issuer("https://cluster.test")
 	c := k.cluster(s.Owner.AccountID, "my-cluster")
 	p := s.profile(s.Owner.AccountID, "p")
 	s.link(p, c)
 	next := *c
-	next.JWKS = nil
+	next.JWKS = []byte(`{"keys":[]}`)
 	s.update(func(tx *directory.Tx) { s.d.Clusters.Put(tx, &next) })
 	a := s.post(crForm(k.token(), "profile_id", p.ID))
 	a.wantError(503, grant.CodeUnavailable)
 	if a.header.Get("Retry-After") != "10" {
 		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
 	}
-	if strings.Contains(a.raw, "connect") || strings.Contains(a.raw, "127.0.0.1") {
+	if strings.Contains(a.raw, "key set has") {
 		t.Errorf("the answer tells the cause: %s", a.raw)
 	}
 	e := s.event(a)
-	if failed, ok := e.Trace.Failed(); !ok || failed.Name != attest.CheckSignature || !strings.Contains(failed.Found, "127.0.0.1:1") {
+	if failed, ok := e.Trace.Failed(); !ok || failed.Name != attest.CheckSignature || !strings.Contains(failed.Found, "the key set has 0 keys") {
 		t.Errorf("the administrator does not learn the cause: %+v", e.Trace)
 	}
 }
@@ -210,7 +210,7 @@ func TestAProfileThatNothingTiesToThePodIsNotEligible(t *testing.T) {
 	if !strings.Contains(failed.Hint, link.ID) || !strings.Contains(failed.Hint, "link.name") {
 		t.Errorf("the nearest link is not told: %+v", failed)
 	}
-	if e.Initiator.ID != "iam-"+p.ID || e.Initiator.AuthnID != "crn-"+c.CRN {
+	if e.Initiator.ID != "crn-"+c.CRN || e.Initiator.TypeURI != activity.ComputeType || e.Target.ID != profileCRN(p) {
 		t.Errorf("initiator %+v", e.Initiator)
 	}
 }

@@ -10,17 +10,19 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X tabard.dev/tabard/internal/cli.Version=$(VERSION)
 LINT     := $(CURDIR)/.cache/golangci-lint
 
-.PHONY: build test demo bench fuzz lint unit e2e examples deps clean
+.PHONY: build test demo bench fuzz lint unit e2e examples clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tabard ./cmd/tabard
 
-demo: deps build
+demo: build
+	scripts/deps.sh demo
 	bin/tabard demo $(ARGS)
 
 # The linter is the slowest thing to build and needs nothing of ours, so it is
 # built and run beside the tests.
-test: deps
+test:
+	scripts/deps.sh test
 	scripts/test.sh
 
 lint: $(LINT)
@@ -47,11 +49,6 @@ bench:
 
 fuzz:
 	scripts/fuzz.sh $(FUZZTIME)
-
-# What the tests and the demo need from the system, installed when run as root
-# on a Debian machine that lacks it.
-deps:
-	scripts/deps.sh
 
 clean:
 	rm -rf bin .cache

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Installs what the tests and the demo call: curl and ip as clients, gcc for the
-# race detector. Does nothing when all of it is there.
+# Installs what is called and missing: curl and ip as clients in the demo and the
+# tests, gcc for the race detector. Usage: deps.sh [demo|test]
 set -eu
 missing=""
 command -v curl >/dev/null || missing="$missing curl ca-certificates"
-command -v ip >/dev/null || missing="$missing iproute2"
-command -v gcc >/dev/null || missing="$missing gcc libc6-dev"
+if [ "${1:-test}" = test ]; then
+    command -v ip >/dev/null || missing="$missing iproute2"
+    command -v gcc >/dev/null || missing="$missing gcc libc6-dev"
+fi
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "missing:$missing (install it and run again)" >&2

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"tabard.dev/tabard/internal/cli"
 	"tabard.dev/tabard/internal/server"
 )
 
@@ -37,11 +38,14 @@ refused.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := settle(cmd.Flags(), file, os.LookupEnv); err != nil {
-				return err
+				return cli.Usage("%v", err)
 			}
 			var level slog.Level
 			if err := level.UnmarshalText([]byte(logLevel)); err != nil {
-				return fmt.Errorf("log-level: %w", err)
+				return cli.Usage("log-level: %v", err)
+			}
+			if err := cfg.Complete(); err != nil {
+				return cli.Usage("%v", err)
 			}
 			// The master key has come from the environment; no child process
 			// needs to see it there.
@@ -161,7 +165,12 @@ func readConfig(file string) (map[string][]string, error) {
 	for name, value := range raw {
 		switch v := value.(type) {
 		case []any:
+			out[name] = []string{} // an empty list is a setting, too
 			for _, e := range v {
+				switch e.(type) {
+				case []any, map[string]any, nil:
+					return nil, fmt.Errorf("%s: %s takes a value or a list of values", file, name)
+				}
 				out[name] = append(out[name], fmt.Sprint(e))
 			}
 		case map[string]any, nil:

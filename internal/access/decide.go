@@ -177,8 +177,8 @@ func (d Decision) Explain() activity.Trace {
 	}
 	step(stageAccount, "account", q.AccountID, q.Resource[AccountID], "use a token of the account that owns the resource")
 
-	found := fmt.Sprintf("%d policies about %s", d.candidates, orAll(q.Resource[ServiceName]))
-	step(stageSubject, "policy-subject", "a policy for "+strings.Join(d.subjects, " or "), found,
+	found := fmt.Sprintf("policies about %s: %d", orAll(q.Resource[ServiceName]), d.candidates)
+	step(stageSubject, "policy-subject", "a policy for "+strings.Join(d.subjects, " or ")+" on "+describe(q.Resource), found,
 		"grant "+q.Subject+" a role on service "+orAll(q.Resource[ServiceName]))
 
 	shown := d.nearest

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/object"
 )
 
@@ -217,6 +218,9 @@ func (p *Policy) Validate(c *Catalog) error {
 	}
 	if len(p.Subject) != 1 || p.SubjectID() == "" {
 		return errors.New("subject must be exactly one of iam_id and access_group_id, with stringEquals")
+	}
+	if id, ok := Get(p.Subject, IAMID); ok && crn.KindOf(id) == crn.KindUnknown {
+		return fmt.Errorf("subject %q is not an IAM ID; name an access group as access_group_id", id)
 	}
 	if account, _ := Get(p.Resource, AccountID); account == "" {
 		return errors.New("resource must have the attribute accountId")

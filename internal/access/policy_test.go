@@ -60,6 +60,10 @@ func TestValidateFollowsTheRulesOfThePolicyAPI(t *testing.T) {
 		{"with a subject by another attribute", func(p *access.Policy) {
 			p.Subject = []access.Attribute{is("serviceName", "is")}
 		}, "subject"},
+		{"with an access group as an IAM ID", func(p *access.Policy) {
+			p.Subject = []access.Attribute{is(access.IAMID, "AccessGroupId-1")}
+		}, "access_group_id"},
+		{"with a subject that is no IAM ID", func(p *access.Policy) { p.Subject = []access.Attribute{is(access.IAMID, "Profile-1")} }, "IAM ID"},
 		{"with an empty subject", func(p *access.Policy) { p.Subject = []access.Attribute{is(access.IAMID, "")} }, "iam_id"},
 		{"without an account", func(p *access.Policy) { p.Resource = p.Resource[1:] }, "accountId"},
 		{"with the account by pattern", func(p *access.Policy) { p.Resource[0] = like(access.AccountID, "*") }, "accountId"},

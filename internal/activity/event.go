@@ -144,3 +144,22 @@ func severityOfStatus(status int) string {
 	}
 	return Warning
 }
+
+// maxData bounds requestData and responseData, in bytes.
+const maxData = 8 << 10
+
+// Bound cuts what a caller could have made long, so that no request can write
+// much more into the log than it sent.
+func (e *Event) Bound() {
+	for _, s := range []*string{
+		&e.Message, &e.Reason.ForFailure, &e.CorrelationID, &e.Initiator.ID, &e.Initiator.Name, &e.Initiator.AuthnID,
+		&e.Initiator.AuthnName, &e.Initiator.Host.Agent, &e.Target.ID, &e.Target.Name,
+	} {
+		*s = Clip(*s)
+	}
+	for _, data := range []*json.RawMessage{&e.RequestData, &e.ResponseData} {
+		if len(*data) > maxData {
+			*data = json.RawMessage(`{"omitted":"too large"}`)
+		}
+	}
+}

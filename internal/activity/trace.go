@@ -1,5 +1,7 @@
 package activity
 
+import "strings"
+
 // Outcome of one check.
 type Outcome string
 
@@ -26,12 +28,12 @@ type Trace []Check
 
 // Pass appends a check that held.
 func (t *Trace) Pass(name, wanted, found string) {
-	*t = append(*t, Check{Name: name, Outcome: Pass, Wanted: clip(wanted), Found: clip(found)})
+	*t = append(*t, Check{Name: name, Outcome: Pass, Wanted: Clip(wanted), Found: Clip(found)})
 }
 
 // Fail appends a check that did not hold, with a hint for the administrator.
 func (t *Trace) Fail(name, wanted, found, hint string) {
-	*t = append(*t, Check{Name: name, Outcome: Fail, Wanted: clip(wanted), Found: clip(found), Hint: clip(hint)})
+	*t = append(*t, Check{Name: name, Outcome: Fail, Wanted: Clip(wanted), Found: Clip(found), Hint: Clip(hint)})
 }
 
 // Skip appends a check that was not reached.
@@ -47,12 +49,12 @@ func (t Trace) Failed() (Check, bool) {
 	return Check{}, false
 }
 
-// clip bounds a value in a trace: part of it comes from the caller, and the
-// event that holds it is kept for a long time.
-func clip(s string) string {
+// Clip bounds a value in an event, in bytes: part of it comes from the caller,
+// and the event that holds it is kept for a long time.
+func Clip(s string) string {
 	const limit = 512
 	if len(s) <= limit {
 		return s
 	}
-	return s[:limit] + "…"
+	return strings.ToValidUTF8(s[:limit], "") + "…"
 }

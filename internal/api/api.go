@@ -6,6 +6,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -151,12 +152,13 @@ func Read[T any](f *Family, pattern, action string, load func(*Call) (T, Target,
 		}
 		obj, target, err := load(c)
 		if err != nil {
-			return Reply{}, err
+			return Reply{}, c.recordDenial(action, target, err)
 		}
 		if err := c.Authorize(action, target.Resource); err != nil {
-			return Reply{}, c.recordFailure(action, target, err)
+			return Reply{}, c.recordDenial(action, target, err)
 		}
-		return show(c, obj)
+		reply, err := show(c, obj)
+		return reply, c.recordDenial(action, target, err)
 	})
 }
 
@@ -168,7 +170,8 @@ func List(f *Family, pattern, action string, list func(c *Call, may func(resourc
 		if err := c.authenticate(action); err != nil {
 			return Reply{}, err
 		}
-		return list(c, func(resource map[string]string) bool { return c.May(action, resource) })
+		reply, err := list(c, func(resource map[string]string) bool { return c.May(action, resource) })
+		return reply, c.recordDenial(action, Target{}, err)
 	})
 }
 
@@ -412,6 +415,15 @@ func With(resource map[string]string, pairs ...string) map[string]string {
 	return m
 }
 
+// recordDenial records a read that was refused for lack of access; a read that
+// found nothing or was asked for badly leaves no event.
+func (c *Call) recordDenial(action string, target Target, err error) error {
+	if err == nil || !fault.Is(err, fault.Denied) {
+		return err
+	}
+	return c.recordFailure(action, target, err)
+}
+
 // recordFailure writes the event of a failed attempt and returns the fault
 // that the caller gets.
 func (c *Call) recordFailure(action string, target Target, err error) error {
@@ -448,7 +460,7 @@ func (c *Call) event(action string, t Target) *activity.Event {
 	}
 	e.Initiator.Host = PeerHost(c.R)
 	e.LogSourceCRN = c.Names.Of(strings.SplitN(action, ".", 2)[0], c.Region, e.AccountID, "", "", "").String()
-	if data, err := json.Marshal(map[string]string{"method": c.R.Method, "path": c.R.URL.Path}); err == nil {
+	if data, err := json.Marshal(map[string]string{"method": c.R.Method, "path": activity.Clip(c.R.URL.Path)}); err == nil {
 		e.RequestData = data
 	}
 	return e
@@ -490,14 +502,52 @@ func PeerHost(r *http.Request) activity.Host {
 // decode reads one JSON object. Any content type is taken: curl labels JSON as
 // a form.
 func (c *Call) decode(into any) error {
-	dec := json.NewDecoder(c.R.Body)
+	body, err := io.ReadAll(c.R.Body)
+	if err != nil {
+		return bodyFault(err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
 	if err := dec.Decode(into); err != nil {
 		return bodyFault(err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return fault.New(fault.Invalid, "invalid_body", "The body must be one JSON object and nothing after it.")
 	}
+	if key, doubled := doubledKey(json.NewDecoder(bytes.NewReader(body))); doubled {
+		return fault.New(fault.Invalid, "invalid_body", "The body has the field %q more than once.", key).On(key)
+	}
 	return nil
+}
+
+// doubledKey finds a key that stands twice in one object, in whatever case: the
+// decoder would take the last one, and somebody else who reads the body
+// perhaps the first. The body is known to be valid JSON.
+func doubledKey(dec *json.Decoder) (string, bool) {
+	t, err := dec.Token()
+	delim, composite := t.(json.Delim)
+	if err != nil || !composite {
+		return "", false
+	}
+	seen := map[string]bool{}
+	for dec.More() {
+		if delim == '{' {
+			t, err := dec.Token()
+			key, ok := t.(string)
+			if err != nil || !ok {
+				return "", false
+			}
+			folded := strings.ToLower(key)
+			if seen[folded] {
+				return key, true
+			}
+			seen[folded] = true
+		}
+		if key, doubled := doubledKey(dec); doubled {
+			return key, true
+		}
+	}
+	_, err = dec.Token() // the closing delimiter
+	return "", err != nil
 }
 
 func bodyFault(err error) error {

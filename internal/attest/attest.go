@@ -45,14 +45,21 @@ const (
 	MaxSkew     = 30 * time.Second // how far the signer's clock may be ahead
 )
 
-// Refusal says why a token is not evidence. AccountIDs are the accounts in
-// which its issuer is registered: those it was aimed at.
+// Refusal says why a token is not evidence. Aimed has one entry for each
+// account in which the token's issuer is registered, with the checks against
+// that account's registration: no account sees another's.
 type Refusal struct {
-	Reason     Reason
-	Detail     string // for the caller
-	Trace      activity.Trace
-	AccountIDs []string
-	Cause      error
+	Reason Reason
+	Detail string // for the caller
+	Trace  activity.Trace
+	Aimed  []Aimed
+	Cause  error
+}
+
+// Aimed is a refusal as one account sees it.
+type Aimed struct {
+	AccountID string
+	Trace     activity.Trace
 }
 
 func (r *Refusal) Error() string {
@@ -94,7 +101,7 @@ func checkTime(s *steps, now time.Time, iat, nbf, exp int64) *Refusal {
 	clock := now.UTC().Format(time.RFC3339)
 	latest := now.Add(MaxSkew).Unix()
 	switch {
-	case exp == 0 || iat == 0:
+	case exp == 0 || iat <= 0: // a negative iat could make exp-iat overflow
 		return s.refuse(BadTime, CheckTime, "claims iat and exp", "absent", "The token must say when it was made and when it ends.")
 	case now.Unix() >= exp:
 		return s.refuse(Expired, CheckTime, "exp after "+clock, at(exp), "The token expired at "+at(exp)+".")

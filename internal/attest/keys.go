@@ -79,6 +79,9 @@ func (k *Keys) Of(ctx context.Context, c *cluster.Cluster, keyID string) ([]jose
 		return nil, set.err
 	}
 	fetched, err, _ := k.flight.Do(fmt.Sprintf("%s/%d", c.ID, c.Revision), func() (any, error) {
+		if latest := k.known(c); latest != nil && latest != set {
+			return latest, nil // another request fetched since this one looked
+		}
 		// The answer serves every waiting request, so it must not end with
 		// the first one.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
@@ -205,6 +208,9 @@ func fetch(ctx context.Context, c *cluster.Cluster) ([]jose.JSONWebKey, error) {
 	}
 	if err := cluster.ValidFetchURL(discovery.JWKSURI); err != nil {
 		return nil, fmt.Errorf("jwks_uri: %w", err)
+	}
+	if strings.HasPrefix(c.Issuer, "https:") && !strings.HasPrefix(discovery.JWKSURI, "https:") {
+		return nil, fmt.Errorf("jwks_uri %q is less protected than the issuer", discovery.JWKSURI)
 	}
 	doc, err = get(ctx, client, discovery.JWKSURI)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -88,8 +90,9 @@ func newIssuer(t *testing.T, keys ...jose.JSONWebKey) *issuer {
 		defer i.mu.Unlock()
 		_, _ = w.Write(i.keys)
 	})
-	i.Server = httptest.NewTLSServer(mux)
-	i.Config.ErrorLog = nil
+	i.Server = httptest.NewUnstartedServer(mux)
+	i.Config.ErrorLog = log.New(io.Discard, "", 0)
+	i.StartTLS()
 	t.Cleanup(i.Close)
 	return i
 }
@@ -199,13 +202,13 @@ func TestAnUnknownKeyIDCausesAFetchAtABoundedRate(t *testing.T) {
 		wantNoKey(t, k, i.cluster(), fmt.Sprint("made-up-", n))
 	}
 	i.wantFetches(t, 2)
-	// An hour of a flood: one fetch in ten seconds.
-	for range 3600 {
+	// Ten minutes of a flood: one fetch in ten seconds.
+	for range 600 {
 		c.advance(time.Second)
 		wantNoKey(t, k, i.cluster(), "made-up")
 	}
-	if n := i.discoveries.Load(); n > 2+360 {
-		t.Errorf("%d fetches in an hour", n)
+	if n := i.discoveries.Load(); n > 2+60 {
+		t.Errorf("%d fetches in ten minutes", n)
 	}
 }
 
@@ -400,6 +403,7 @@ func TestWhatAnIssuerAnswersIsNotBelievedBlindly(t *testing.T) {
 		"no issuer":                    func(i *issuer) { i.discovery = document("", i.URL+"/keys") },
 		"no place of the keys":         func(i *issuer) { i.discovery = document(i.URL, "") },
 		"keys over plain HTTP":         func(i *issuer) { i.discovery = document(i.URL, "http://192.0.2.1/keys") },
+		"keys over plain HTTP of ours": func(i *issuer) { i.discovery = document(i.URL, "http://127.0.0.1:1/keys") },
 		"keys over plain HTTP by name": func(i *issuer) { i.discovery = document(i.URL, "http://localhost.attacker.test/keys") },
 		"keys in a file":               func(i *issuer) { i.discovery = document(i.URL, "file:///etc/passwd") },
 		"keys with a password":         func(i *issuer) { i.discovery = document(i.URL, "https://user:secret@192.0.2.1/keys") },
@@ -462,7 +466,7 @@ func TestARegistrationIsToldHowManyKeysThereAre(t *testing.T) {
 	}
 }
 
-func TestAThousandRequestsWithMadeUpKeysCauseFewFetches(t *testing.T) {
+func TestAThousandRequestsWithMadeUpKeysCauseOneFetch(t *testing.T) {
 	i, c := newIssuer(t, jwk(t, "k1")), newClock()
 	slow := func(w http.ResponseWriter, _ *http.Request) {
 		time.Sleep(20 * time.Millisecond)
@@ -489,7 +493,7 @@ func TestAThousandRequestsWithMadeUpKeysCauseFewFetches(t *testing.T) {
 				}
 				close(start)
 				wg.Wait()
-				if n := i.discoveries.Load() - before; n > 3 {
+				if n := i.discoveries.Load() - before; n != 1 {
 					t.Errorf("round %d: %d fetches", round, n)
 				}
 			}
@@ -534,7 +538,7 @@ func TestAnIssuerThatHangsIsNotWaitedForWithoutEnd(t *testing.T) {
 			if took := time.Since(start); took > 15*time.Second {
 				t.Errorf("took %s", took)
 			}
-			if n := i.discoveries.Load(); n > 3 {
+			if n := i.discoveries.Load(); n != 1 {
 				t.Errorf("%d fetches", n)
 			}
 		})

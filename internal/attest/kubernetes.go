@@ -94,6 +94,7 @@ func (k *Kubernetes) Verify(ctx context.Context, raw string) ([]Proof, error) {
 
 	var proofs []Proof
 	var nearest *Refusal
+	var aimed []Aimed
 	for _, c := range clusters {
 		s := steps{names: kubernetesChecks, trace: slices.Clone(start.trace)}
 		proof, refusal := k.verifyFor(ctx, c, t, &claims, s)
@@ -101,6 +102,7 @@ func (k *Kubernetes) Verify(ctx context.Context, raw string) ([]Proof, error) {
 			proofs = append(proofs, proof)
 			continue
 		}
+		aimed = append(aimed, Aimed{AccountID: c.AccountID, Trace: refusal.Trace})
 		if nearest == nil || progress(refusal) > progress(nearest) {
 			nearest = refusal
 		}
@@ -108,9 +110,7 @@ func (k *Kubernetes) Verify(ctx context.Context, raw string) ([]Proof, error) {
 	if len(proofs) > 0 {
 		return proofs, nil
 	}
-	for _, c := range clusters {
-		nearest.AccountIDs = append(nearest.AccountIDs, c.AccountID)
-	}
+	nearest.Aimed = aimed
 	return nil, nearest
 }
 

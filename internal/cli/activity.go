@@ -2,11 +2,14 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -44,7 +47,7 @@ func eventsCommand() *cobra.Command {
 		flags: func(f *pflag.FlagSet) {
 			f.StringVar(&action, "action", "", "only this action")
 			choice(f, &outcome, "outcome", "", "only this outcome", activity.Success, activity.Failure)
-			f.StringVar(&since, "since", "", "only since this `TIME`, such as 2026-07-01T09:00:00Z, or for so long, such as 90s, 1h or 7d")
+			f.StringVar(&since, "since", "", "only since this `TIME`, such as 2026-07-01 or 2026-07-01T09:00:00Z, or for so long, such as 90s, 1h or 7d")
 			f.StringVar(&transaction, "transaction-id", "", "only of this transaction")
 			f.IntVar(&limit, "limit", 50, "at most so many; 0 for all")
 			idFlag(f)
@@ -52,6 +55,10 @@ func eventsCommand() *cobra.Command {
 		run: func(s *session, _ []string) error {
 			if limit < 0 {
 				return Usage("--limit must not be negative")
+			}
+			since, err := sinceTime(since)
+			if err != nil {
+				return err
 			}
 			s.announce("Listing activity events")
 			page := eventsPage
@@ -66,6 +73,30 @@ func eventsCommand() *cobra.Command {
 			return s.showAll(events, "events", "id", eventColumns)
 		},
 	}.command()
+}
+
+// sinceTime reads --since. Durations and times go to the server as they are; a
+// date, and a time as the tables show it, become a time.
+func sinceTime(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	for _, form := range []string{time.DateOnly, timeForm} {
+		if t, err := time.Parse(form, s); err == nil {
+			return t.UTC().Format(time.RFC3339), nil
+		}
+	}
+	if _, err := time.Parse(time.RFC3339, s); err == nil {
+		return s, nil
+	}
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		if _, err := strconv.ParseUint(days, 10, 15); err == nil {
+			return s, nil
+		}
+	} else if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return s, nil
+	}
+	return "", Usage("--since %q is neither a date such as 2026-07-01, nor a time such as 2026-07-01T09:00:00Z, nor how long ago, such as 90s, 1h or 7d", s)
 }
 
 // explanation is why the requests of one transaction ended as they did.
@@ -94,6 +125,10 @@ func explainCommand() *cobra.Command {
 			s.announce("Explaining transaction %s", args[0])
 			var raw object
 			_, err := s.client.do(s.ctx(), request{method: http.MethodGet, path: "/v1/events/" + url.PathEscape(args[0]) + "/explanation"}, &raw)
+			var refused *apiError
+			if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+				return &noted{error: err, note: "Only tokens, refusals and changes are recorded; reads that were allowed are not."}
+			}
 			if err != nil {
 				return err
 			}
@@ -128,7 +163,7 @@ func (st *step) print(w io.Writer) {
 		}
 	}
 	if !st.Time.IsZero() {
-		line("when", st.Time.Format("2006-01-02 15:04:05 MST"))
+		line("when", st.Time.UTC().Format(timeForm))
 	}
 	line("who", named(st.Initiator.Name, st.Initiator.ID))
 	if st.Initiator.AuthnID != st.Initiator.ID {

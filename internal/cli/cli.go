@@ -83,9 +83,17 @@ func Execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	if errors.As(err, &child) {
 		return int(child)
 	}
+	if errors.Is(err, errInterrupted) {
+		fmt.Fprintln(stderr, errInterrupted)
+		return exitFailed
+	}
 	var usage usageError
 	if !running || errors.As(err, &usage) {
-		fmt.Fprintf(stderr, "Incorrect usage: %v\nSee: %s --help\n", err, called.CommandPath())
+		fmt.Fprintf(stderr, "Incorrect usage: %s\n", plainLines(err.Error()))
+		if !called.HasSubCommands() {
+			fmt.Fprintf(stderr, "Usage: %s\n", called.UseLine())
+		}
+		fmt.Fprintf(stderr, "See: %s --help\n", called.CommandPath())
 		return exitUsage
 	}
 	printFailure(stderr, err)
@@ -109,8 +117,9 @@ func group(use, short, long, example string, subs ...*cobra.Command) *cobra.Comm
 				return nil
 			}
 			hint := ""
-			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
-				hint = "; did you mean " + strings.Join(near, " or ") + "?"
+			// Everything begins with nothing.
+			if args[0] != "" {
+				hint = didYouMean(c.SuggestionsFor(args[0]))
 			}
 			return Usage("unknown command %q of %q%s", args[0], c.CommandPath(), hint)
 		},
@@ -151,12 +160,70 @@ func (p spec) bare(run func(*cobra.Command, []string) error) *cobra.Command {
 	if p.more != "" {
 		long += "\n\n" + p.more
 	}
-	c := &cobra.Command{Use: p.use, Short: p.short, Long: long, Example: indent(p.example), Args: p.args, RunE: run}
+	c := &cobra.Command{Use: p.use, Short: p.short, Long: long, Example: indent(p.example), Args: naming(p.args), RunE: run}
 	if p.flags != nil {
 		p.flags(c.Flags())
 	}
 	outputFlags(c.Flags())
 	return c
+}
+
+// naming makes a check of arguments tell which are missing, by their names in
+// the command's usage line.
+func naming(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		err := check(c, args)
+		if err == nil {
+			return nil
+		}
+		names := operands(c.Use)
+		if len(args) < len(names) {
+			return Usage("missing %s", strings.Join(names[len(args):], ", "))
+		}
+		if len(args) > len(names) {
+			return Usage("unexpected argument %q", args[len(args)-1])
+		}
+		return err
+	}
+}
+
+// operands returns the names of the arguments that a usage line demands: what
+// follows the command's name and is neither optional nor about flags.
+func operands(use string) []string {
+	var names []string
+	depth, word := 0, ""
+	end := func() {
+		word = strings.TrimSuffix(word, "...")
+		if strings.HasPrefix(word, "(") {
+			word = strings.TrimSuffix(word[1:], ")")
+		}
+		if word != "" && !strings.HasPrefix(word, "[") && !strings.Contains(word, "--") {
+			names = append(names, word)
+		}
+		word = ""
+	}
+	for _, r := range use {
+		switch r {
+		case '(', '[':
+			depth++
+		case ')', ']':
+			depth--
+		}
+		if r == ' ' && depth == 0 {
+			end()
+			continue
+		}
+		word += string(r)
+	}
+	end()
+	return names[1:]
+}
+
+func didYouMean(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return "; did you mean " + strings.Join(names, " or ") + "?"
 }
 
 func indent(s string) string { return "  " + strings.ReplaceAll(s, "\n", "\n  ") }
@@ -224,8 +291,15 @@ func alias(f *pflag.FlagSet, name string, others ...string) {
 	}
 }
 
-// version of the program as the build recorded it.
+// Version of the program. A release sets it at link time, with
+// -ldflags "-X tabard.dev/tabard/internal/cli.Version=v1.2.3"; without one the
+// program's version is what the Go toolchain recorded.
+var Version = ""
+
 func version() string {
+	if Version != "" {
+		return Version
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
 	}

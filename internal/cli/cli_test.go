@@ -17,7 +17,7 @@ import (
 
 func TestTheExitCodeTellsWrongUsageFromFailure(t *testing.T) {
 	s := sceneA(t)
-	run(t, "iam", "trusted-profiles").want(1, "You are not logged in", "tabard login")
+	run(t, "iam", "trusted-profiles").want(1, "you are not logged in", "tabard login")
 	s.login()
 	for _, c := range []struct {
 		args []string
@@ -33,7 +33,7 @@ func TestTheExitCodeTellsWrongUsageFromFailure(t *testing.T) {
 		{[]string{"iam", "trusted-profile", "absent"}, 1, "absent"},
 		{[]string{"nonsense"}, 2, "nonsense"},
 		{[]string{"iam", "trusted-profle-create", "x"}, 2, "did you mean trusted-profile-create"},
-		{[]string{"iam", "trusted-profile-create"}, 2, "accepts 1 arg"},
+		{[]string{"iam", "trusted-profile-create"}, 2, "missing NAME\nUsage: tabard iam trusted-profile-create NAME [flags]"},
 		{[]string{"iam", "trusted-profiles", "extra"}, 2, "extra"},
 		{[]string{"iam", "trusted-profiles", "--no-such-flag"}, 2, "no-such-flag"},
 		{[]string{"iam", "trusted-profiles", "-o", "yaml"}, 2, "want json"},
@@ -289,7 +289,7 @@ func TestAnAgingTokenIsRenewed(t *testing.T) {
 	s.life = 30 * time.Second
 	s.login()
 	s.answer("POST /identity/token", reply{status: 400, body: item("errorCode", "BXNIM0408E", "errorMessage", "Provided refresh token is expired")})
-	run(t, "iam", "trusted-profiles").want(1, "The session has ended, log in again with tabard login: Provided refresh token is expired.")
+	run(t, "iam", "trusted-profiles").want(1, "the session has ended, log in again with tabard login: Provided refresh token is expired.")
 }
 
 func TestErrorsOfEveryFamilyAreTold(t *testing.T) {
@@ -392,7 +392,7 @@ func TestNamesAndIDsAreInterchangeable(t *testing.T) {
 	if r := s.sent("GET /v1/profiles"); r.Query.Get("name") != "solo" || r.Query.Get("account_id") != account {
 		t.Errorf("the name was looked up with %v", r.Query)
 	}
-	run(t, "iam", "trusted-profile", "so").want(1, `No trusted profile has the name or ID "so".`)
+	run(t, "iam", "trusted-profile", "so").want(1, `no trusted profile has the name or ID "so".`)
 	s.answer("GET /v1/profiles", list("profiles", one, item("id", "Profile-"+uuidB, "name", "twin")))
 	run(t, "iam", "trusted-profile", "twin").want(1, "2 trusted profiles have the name", profileID, "Profile-"+uuidB)
 }

@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -31,7 +32,13 @@ type client struct {
 	base  string
 	token string // bearer; empty on requests that have none
 	http  *http.Client
+
+	transaction string // of the last request
+	metadata    bool   // the server is a virtual server's metadata service
 }
+
+// errInterrupted is what the user's own interruption ends with.
+var errInterrupted = errors.New("interrupted")
 
 func newClient(base, token string) *client {
 	transport := &http.Transport{
@@ -81,6 +88,7 @@ func (c *client) do(ctx context.Context, r request, into any) (http.Header, erro
 		return nil, fmt.Errorf("build the request: %w", err)
 	}
 	transaction := transactionID()
+	c.transaction = transaction
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "tabard-cli/"+version())
 	req.Header.Set("Transaction-Id", transaction)
@@ -95,10 +103,13 @@ func (c *client) do(ctx context.Context, r request, into any) (http.Header, erro
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("reach the server at %s: %w", c.base, cause(err))
+		return nil, c.unreached(ctx, err)
 	}
 	defer res.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return nil, errInterrupted
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the server's answer: %w", cause(err))
 	}
@@ -116,6 +127,22 @@ func (c *client) do(ctx context.Context, r request, into any) (http.Header, erro
 	}
 	return res.Header, nil
 }
+
+// unreached says why there is no answer.
+func (c *client) unreached(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return errInterrupted
+	case c.metadata:
+		return fmt.Errorf("cannot reach the metadata service at %s: %w", c.base, cause(err))
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return unreachable{fmt.Errorf("cannot reach the server at %s: connection refused; is it running? (tabard server)", c.base)}
+	}
+	return unreachable{fmt.Errorf("cannot reach the server at %s: %w", c.base, cause(err))}
+}
+
+// unreachable is an error beside which it does not matter what was being done.
+type unreachable struct{ error }
 
 // cause takes the URL out of an error of package http: a query may hold what
 // nobody wants in a terminal's history.

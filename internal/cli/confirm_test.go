@@ -42,7 +42,7 @@ func TestADeletionAsksOnATerminal(t *testing.T) {
 	s.login()
 	s.answer("DELETE /v1/profiles/"+profileID, reply{status: 204})
 
-	r := runWith(t, openTerminal(t, "n\n"), "iam", "trusted-profile-delete", profileID).want(1, "Delete trusted profile "+profileID+"? [y/N]", "Not confirmed")
+	r := runWith(t, openTerminal(t, "n\n"), "iam", "trusted-profile-delete", profileID).want(1, "Delete trusted profile "+profileID+"? [y/N]", "not confirmed")
 	if sent := s.requests(); len(sent) != 0 {
 		t.Errorf("a deletion that was not confirmed sent requests: %v\n%s", sent, r.stderr)
 	}
@@ -52,6 +52,7 @@ func TestADeletionAsksOnATerminal(t *testing.T) {
 
 	vm := "/v1/instances/" + vmID + "/actions"
 	s.answer("POST "+vm, reply{status: 201, body: item("id", "a", "type", "stop")})
+	s.answer("GET /v1/instances/"+vmID, item("id", vmID, "status", "stopped"))
 	runWith(t, openTerminal(t, "no\n"), "is", "instance-stop", vmID).want(1, "Stop instance "+vmID+"?")
 	runWith(t, openTerminal(t, "yes\n"), "is", "instance-stop", vmID, "--no-wait").want(0)
 	wantBody(t, s.sent("POST "+vm), item("type", "stop", "force", true))
@@ -72,7 +73,7 @@ func TestADeletionWithoutATerminalNeedsForce(t *testing.T) {
 	s.requests()
 
 	// One that fails does not hold up the others.
-	r := run(t, "is", "vpc-delete", "r006-"+uuidB, vpcID, "-f", "--output", "json").want(1, "Delete VPC r006-"+uuidB+": the VPC is not empty.", "Transaction ID: ")
+	r := run(t, "is", "vpc-delete", "r006-"+uuidB, vpcID, "-f", "--output", "json").want(1, "delete VPC r006-"+uuidB+": the VPC is not empty.", "Transaction ID: ")
 	want := "[\n  {\n    \"id\": \"r006-" + uuidB + "\",\n    \"name\": \"r006-" + uuidB + "\",\n    \"result\": false\n  },\n" +
 		"  {\n    \"id\": \"" + vpcID + "\",\n    \"name\": \"" + vpcID + "\",\n    \"result\": true\n  }\n]\n"
 	if r.stdout != want {

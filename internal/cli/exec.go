@@ -10,7 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	// runningFor bounds the wait for an instance to be running.
-	runningFor = 60 * time.Second
-	pollEvery  = 500 * time.Millisecond
+	// statusFor bounds the wait for an instance to be running or stopped.
+	statusFor = 60 * time.Second
+	pollEvery = 500 * time.Millisecond
 )
 
 // localAccess says how this machine gets into an instance that runs on it.
@@ -34,7 +34,7 @@ func instanceExecCommand() *cobra.Command {
 	c := spec{
 		use: "instance-exec INSTANCE -- COMMAND [ARGUMENT...]", short: "Run a command inside an instance of this machine",
 		more: "For instances that the local drivers run: the command gets the instance's network, and with it its metadata\n" +
-			"service. It waits up to a minute for the instance to be running, and ends with the command's exit code.\n" +
+			"service. It waits up to a minute for an instance that is on its way to run, and ends with the command's exit code.\n" +
 			"Entering an instance's network needs root.",
 		example: "tabard is instance-exec my-instance -- sh",
 		args:    cobra.MinimumNArgs(1),
@@ -46,11 +46,13 @@ func instanceExecCommand() *cobra.Command {
 			if len(command) == 0 {
 				return Usage("name the command to run, after --")
 			}
-			o, err := s.running(args[0])
+			id, err := instances.find(s, args[0])
 			if err != nil {
 				return err
 			}
-			id := o.text("id")
+			if err := s.await(id, args[0], "running"); err != nil {
+				return err
+			}
 			var access localAccess
 			if _, err := s.client.do(s.ctx(), request{method: http.MethodGet, path: instances.at(id, "local_access"), query: instances.one()}, &access); err != nil {
 				return during(err, "ask how to enter instance "+args[0])
@@ -63,29 +65,29 @@ func instanceExecCommand() *cobra.Command {
 	return c
 }
 
-// running waits until an instance is running.
-func (s *session) running(ref string) (object, error) {
-	id, err := instances.find(s, ref)
-	if err != nil {
-		return object{}, err
-	}
-	ctx, cancel := context.WithTimeout(s.ctx(), runningFor)
+// await waits until an instance has a status, running or stopped, and tells once
+// what for. One that is stopped will not run by itself.
+func (s *session) await(id, ref, want string) error {
+	ctx, cancel := context.WithTimeout(s.ctx(), statusFor)
 	defer cancel()
-	for {
+	for told := s.quiet; ; told = true {
 		var o object
 		_, err := s.client.do(ctx, request{method: http.MethodGet, path: instances.at(id), query: instances.one()}, &o)
 		status := o.text("status")
 		switch {
-		case ctx.Err() != nil && s.ctx().Err() == nil:
-			return o, fmt.Errorf("instance %s is not running after %s", ref, runningFor)
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			return fmt.Errorf("instance %s is not %s after %s; tabard is instance %s shows how far it is", ref, want, statusFor, ref)
 		case err != nil:
-			return o, err
-		case status == "running":
-			return o, nil
-		case slices.Contains([]string{"stopped", "stopping"}, status):
-			return o, fmt.Errorf("instance %s is %s: start it with tabard is instance-start %s", ref, status, ref)
-		case slices.Contains([]string{"failed", "deleting"}, status):
-			return o, fmt.Errorf("instance %s is %s %s", ref, status, o.text("status_reasons.message"))
+			return err
+		case status == want:
+			return nil
+		case status == "stopped":
+			return fmt.Errorf("instance %s is stopped: start it with tabard is instance-start %s", ref, ref)
+		case status == "failed" || status == "deleting":
+			return errors.New(strings.TrimSpace(fmt.Sprintf("instance %s is %s %s", ref, status, o.text("status_reasons.message"))))
+		}
+		if !told {
+			fmt.Fprintf(s.cmd.ErrOrStderr(), "Instance %s is %s; waiting up to %s for it to be %s.\n", plain(ref), plain(status), statusFor, want)
 		}
 		select {
 		case <-ctx.Done():
@@ -101,8 +103,12 @@ func (s *session) enter(id string, access localAccess, command []string) error {
 	// An input that is not a file must not hold up the end.
 	c.WaitDelay = time.Second
 	c.Env = append(os.Environ(), "TABARD_INSTANCE_ID="+id, "TABARD_SERVER="+s.URL)
-	for k, v := range access.Environment {
-		c.Env = append(c.Env, k+"="+v)
+	// The rest of an environment could make the command run other code; the
+	// server has no say in that.
+	for _, k := range []string{"http_proxy", "no_proxy", "TABARD_METADATA_URL"} {
+		if v, ok := access.Environment[k]; ok {
+			c.Env = append(c.Env, k+"="+v)
+		}
 	}
 	var err error
 	switch access.Driver {

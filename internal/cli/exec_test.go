@@ -15,9 +15,9 @@ import (
 func TestACommandRunsInsideALocalInstance(t *testing.T) {
 	s := sceneA(t)
 	s.login()
-	s.answer("GET /v1/instances/"+vmID+"/local_access", item("driver", "local", "environment", item("IBMCLOUD_CR_VPC_URL", "http://127.0.0.1:9")))
+	s.answer("GET /v1/instances/"+vmID+"/local_access", item("driver", "local", "environment", item("TABARD_METADATA_URL", "http://127.0.0.1:9", "LD_PRELOAD", "x")))
 
-	script := `read line; echo "$line $TABARD_INSTANCE_ID $TABARD_SERVER $IBMCLOUD_CR_VPC_URL"; echo on-stderr >&2; exit 7`
+	script := `read line; echo "$line $TABARD_INSTANCE_ID $TABARD_SERVER $TABARD_METADATA_URL$LD_PRELOAD"; echo on-stderr >&2; exit 7`
 	r := runWith(t, strings.NewReader("hello\n"), "is", "instance-exec", "my-instance", "--", "sh", "-c", script).want(7, "on-stderr")
 	if want := "hello " + vmID + " " + s.URL + " http://127.0.0.1:9\n"; r.stdout != want {
 		t.Errorf("the command saw %q, want %q", r.stdout, want)

@@ -14,7 +14,7 @@ import (
 )
 
 var profiles = &kind{
-	noun: "trusted profile", plural: "trusted profiles", path: "/v1/profiles", array: "profiles", id: "id",
+	noun: "trusted profile", plural: "trusted profiles", listed: "iam trusted-profiles", path: "/v1/profiles", array: "profiles", id: "id",
 	form: prefixed("Profile-"), account: true, byName: nameFilter,
 	columns: columns("Name", "name", "ID", "id", "Description", "description", "Modified", "modified_at|created_at"),
 	details: columns("Name", "name", "ID", "id", "IAM ID", "iam_id", "CRN", "crn", "Description", "description",
@@ -22,7 +22,7 @@ var profiles = &kind{
 }
 
 var serviceIDs = &kind{
-	noun: "service ID", plural: "service IDs", path: "/v1/serviceids", array: "serviceids", id: "id",
+	noun: "service ID", plural: "service IDs", listed: "iam service-ids", path: "/v1/serviceids", array: "serviceids", id: "id",
 	form: prefixed("ServiceId-"), account: true, byName: nameFilter,
 	columns: columns("Name", "name", "ID", "id", "Description", "description", "Locked", "locked", "Created", "created_at"),
 	details: columns("Name", "name", "ID", "id", "IAM ID", "iam_id", "CRN", "crn", "Description", "description",
@@ -30,7 +30,7 @@ var serviceIDs = &kind{
 }
 
 var apiKeys = &kind{
-	noun: "API key", plural: "API keys", path: "/v1/apikeys", array: "apikeys", id: "id",
+	noun: "API key", plural: "API keys", listed: "iam api-keys", path: "/v1/apikeys", array: "apikeys", id: "id",
 	form: prefixed("ApiKey-"), account: true,
 	columns: columns("Name", "name", "ID", "id", "Description", "description", "Locked", "locked", "Disabled", "disabled",
 		"Created", "created_at", "Expires", "expires_at"),
@@ -65,7 +65,7 @@ func createIdentityCommand(k *kind, use, example string, fields ...field) *cobra
 	values := make([]string, len(fields))
 	lock := false
 	return spec{
-		use: use, short: "Create a " + k.noun, example: example, args: cobra.ExactArgs(1),
+		use: use, short: "Create " + an(k.noun), example: example, args: cobra.ExactArgs(1),
 		flags: func(f *pflag.FlagSet) {
 			f.StringVarP(&description, "description", "d", "", "description")
 			for i, fd := range fields {
@@ -121,7 +121,7 @@ func updateIdentityCommand(k *kind, use, example string, more ...field) *cobra.C
 		method = http.MethodPatch
 	}
 	return spec{
-		use: use, short: "Change a " + k.noun, example: example, args: cobra.ExactArgs(1),
+		use: use, short: "Change " + an(k.noun), example: example, args: cobra.ExactArgs(1),
 		more: "What no flag names keeps its value.",
 		flags: func(f *pflag.FlagSet) {
 			for i, fd := range fields {

@@ -13,7 +13,7 @@ import (
 )
 
 var accessGroups = &kind{
-	noun: "access group", plural: "access groups", path: "/v2/groups", array: "groups", id: "id",
+	noun: "access group", plural: "access groups", listed: "iam access-groups", path: "/v2/groups", array: "groups", id: "id",
 	form: prefixed("AccessGroupId-"), account: true,
 	columns: columns("Name", "name", "ID", "id", "Description", "description"),
 	details: columns("Name", "name", "ID", "id", "Description", "description", "Created", "created_at", "Created by", "created_by_id"),

@@ -41,7 +41,7 @@ type part struct {
 
 var links = &part{
 	kind{
-		noun: "link", plural: "links", path: "links", array: "links", id: "id", form: prefixed("Link-"),
+		noun: "link", plural: "links", listed: "iam trusted-profile-links PROFILE", path: "links", array: "links", id: "id", form: prefixed("Link-"),
 		columns: columns("Name", "name", "ID", "id", "Type", "cr_type", "CRN", "link.crn", "Namespace", "link.namespace", "Service account", "link.name"),
 		details: columns("Name", "name", "ID", "id", "Type", "cr_type", "CRN", "link.crn", "Namespace", "link.namespace", "Service account", "link.name", "Created", "created_at"),
 	},
@@ -51,7 +51,7 @@ var links = &part{
 
 var rules = &part{
 	kind{
-		noun: "claim rule", plural: "claim rules", path: "rules", array: "rules", id: "id", form: prefixed("ClaimRule-"),
+		noun: "claim rule", plural: "claim rules", listed: "iam trusted-profile-rules PROFILE", path: "rules", array: "rules", id: "id", form: prefixed("ClaimRule-"),
 		columns: columns("Name", "name", "ID", "id", "Type", "type", "Compute type", "cr_type", "Claims", "conditions.claim", "Operators", "conditions.operator", "Values", "conditions.value"),
 		details: columns("Name", "name", "ID", "id", "Type", "type", "Compute type", "cr_type", "Realm", "realm_name",
 			"Claims", "conditions.claim", "Operators", "conditions.operator", "Values", "conditions.value", "Created", "created_at"),
@@ -104,6 +104,7 @@ func (p *part) create(flags func(*pflag.FlagSet) body) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			s.warnUseless(b)
 			return s.made(k, o, "The %s %s was created.", p.noun, o.text("name|id"))
 		},
 	}.command()
@@ -140,6 +141,7 @@ func (p *part) update(flags func(*pflag.FlagSet) body) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			s.warnUseless(b)
 			return s.made(k, o, "The %s %s was updated.", p.noun, args[1])
 		},
 	}.command()
@@ -209,6 +211,51 @@ func linkFlags(f *pflag.FlagSet) body {
 			b["name"] = name
 		}
 		return b, nil
+	}
+}
+
+// claimsOf are the claims that are proved of each type of compute resource
+// (reference/iam-identity.md section 6.3).
+var claimsOf = map[string][]string{
+	"IKS_SA":  podClaims,
+	"ROKS_SA": podClaims,
+	"VSI":     serverClaims,
+	"BMS":     serverClaims,
+	"PVS": {"workspaces.name", "workspaces.crn", "subnets.name", "subnets.crn", "iaas.crn", "iaas.name", "iaas.account_id",
+		"iaas.zone", "iaas.region", "iaas.resource_group_id"},
+	"CE": {"crn", "service_instance", "location", "resource_group_id", "component_type", "component_name"},
+}
+
+var (
+	podClaims    = []string{"crn", "service_instance", "location", "resource_group_id", "resource_group_name", "namespace", "name", "pod"}
+	serverClaims = []string{"crn", "resource", "region", "zone", "vpc_id", "subnet_id", "resource_group_id", "resource_group_name", "instance_group_name"}
+)
+
+// warnUseless warns of a rule or link that the server accepted but that nothing
+// can ever meet.
+func (s *session) warnUseless(b map[string]any) {
+	crType, _ := b["cr_type"].(string)
+	if conditions, ok := b["conditions"].([]map[string]string); ok && claimsOf[crType] != nil {
+		for _, c := range conditions {
+			if known := claimsOf[crType]; !slices.Contains(known, c["claim"]) {
+				s.warn("claim %q is not one of %s; it will never match", c["claim"], strings.Join(known, ", "))
+			}
+		}
+	}
+	link, ok := b["link"].(map[string]string)
+	if !ok || !strings.HasSuffix(crType, "_SA") {
+		return
+	}
+	known, err := clusters.list(s)
+	if err != nil {
+		return // who may not see the clusters may still link to one
+	}
+	i := slices.IndexFunc(known, func(o object) bool { return o.text("crn") == link["crn"] })
+	switch {
+	case i < 0:
+		s.warn("no registered cluster has the CRN %q; until one does, the link will never match (tabard ks clusters lists them)", link["crn"])
+	case known[i].text("type") != "" && known[i].text("type") != crType:
+		s.warn("cluster %s is of type %s, not %s; the link will never match", known[i].text("name"), known[i].text("type"), crType)
 	}
 }
 

@@ -94,7 +94,7 @@ func TestAPolicyIsOnlyDeletedForItsOwnSubject(t *testing.T) {
 	}
 	s.answer("DELETE /v1/policies/p1", reply{status: 204})
 	s.answer("GET /v2/policies/p1", policy("iam-Profile-other"))
-	run(t, "iam", "trusted-profile-policy-delete", profileID, "p1", "-f").want(1, "Policy p1 is not one of "+profileID)
+	run(t, "iam", "trusted-profile-policy-delete", profileID, "p1", "-f").want(1, "policy p1 is not one of "+profileID)
 	for _, r := range s.requests() {
 		if r.Method == http.MethodDelete {
 			t.Fatal("another subject's policy was deleted")
@@ -174,7 +174,7 @@ func TestMembersOfAnAccessGroupAreAddedByName(t *testing.T) {
 	run(t, "iam", "access-group-user-add", "ops").want(2, "at least one user")
 
 	s.answer("PUT "+path, reply{status: 207, body: list("members", item("iam_id", "IBMid-1", "status_code", 404, "errors", []any{item("code", "x", "message", "who is that")}))})
-	run(t, "iam", "access-group-user-add", "ops", "IBMid-1").want(1, "Member IBMid-1 was refused with status 404: who is that.")
+	run(t, "iam", "access-group-user-add", "ops", "IBMid-1").want(1, "member IBMid-1 was refused with status 404: who is that.")
 
 	s.answer("DELETE "+path+"/IBMid-1", reply{status: 204})
 	run(t, "iam", "access-group-user-remove", "ops", "IBMid-1").want(0, "User IBMid-1 was removed.")

@@ -17,12 +17,12 @@ var (
 )
 
 var regions = &kind{
-	noun: "region", plural: "regions", path: "/v1/regions", array: "regions", id: "name", vpc: true,
+	noun: "region", plural: "regions", listed: "is regions", path: "/v1/regions", array: "regions", id: "name", vpc: true,
 	columns: columns("Name", "name", "Endpoint", "endpoint", "Status", "status"),
 }
 
 var vpcs = &kind{
-	noun: "VPC", plural: "VPCs", path: "/v1/vpcs", array: "vpcs", id: "id", form: regional, vpc: true,
+	noun: "VPC", plural: "VPCs", listed: "is vpcs", path: "/v1/vpcs", array: "vpcs", id: "id", form: regional, vpc: true,
 	columns: columns("ID", "id", "Name", "name", "Status", "status", "Classic access", "classic_access", "Default network ACL", "default_network_acl.name",
 		"Default security group", "default_security_group.name", "Resource group", "resource_group.name"),
 	details: columns("ID", "id", "Name", "name", "CRN", "crn", "Status", "status", "Default network ACL", "default_network_acl.name",
@@ -30,7 +30,7 @@ var vpcs = &kind{
 }
 
 var subnets = &kind{
-	noun: "subnet", plural: "subnets", path: "/v1/subnets", array: "subnets", id: "id", form: zonal, vpc: true,
+	noun: "subnet", plural: "subnets", listed: "is subnets", path: "/v1/subnets", array: "subnets", id: "id", form: zonal, vpc: true,
 	columns: columns("ID", "id", "Name", "name", "Status", "status", "Subnet CIDR", "ipv4_cidr_block", "Addresses", "available_ipv4_address_count",
 		"VPC", "vpc.name", "Zone", "zone.name", "Resource group", "resource_group.name"),
 	details: columns("ID", "id", "Name", "name", "CRN", "crn", "Status", "status", "Subnet CIDR", "ipv4_cidr_block",
@@ -39,14 +39,14 @@ var subnets = &kind{
 }
 
 var keys = &kind{
-	noun: "key", plural: "keys", path: "/v1/keys", array: "keys", id: "id", form: regional, vpc: true,
+	noun: "key", plural: "keys", listed: "is keys", path: "/v1/keys", array: "keys", id: "id", form: regional, vpc: true,
 	columns: columns("ID", "id", "Name", "name", "Type", "type", "Length", "length", "FingerPrint", "fingerprint", "Resource group", "resource_group.name"),
 	details: columns("ID", "id", "Name", "name", "CRN", "crn", "Type", "type", "Length", "length", "FingerPrint", "fingerprint",
 		"Key", "public_key", "Resource group", "resource_group.name", "Created", "created_at"),
 }
 
 var images = &kind{
-	noun: "image", plural: "images", path: "/v1/images", array: "images", id: "id", form: regional, vpc: true, byName: nameFilter,
+	noun: "image", plural: "images", listed: "is images", path: "/v1/images", array: "images", id: "id", form: regional, vpc: true, byName: nameFilter,
 	columns: columns("ID", "id", "Name", "name", "Status", "status", "Arch", "operating_system.architecture", "OS name", "operating_system.display_name|operating_system.name",
 		"OS version", "operating_system.version", "Visibility", "visibility", "Resource group", "resource_group.name"),
 	details: columns("ID", "id", "Name", "name", "CRN", "crn", "Status", "status", "Arch", "operating_system.architecture", "OS name", "operating_system.name",
@@ -54,13 +54,13 @@ var images = &kind{
 }
 
 var instanceProfiles = &kind{
-	noun: "instance profile", plural: "instance profiles", path: "/v1/instance/profiles", array: "profiles", id: "name", vpc: true,
+	noun: "instance profile", plural: "instance profiles", listed: "is instance-profiles", path: "/v1/instance/profiles", array: "profiles", id: "name", vpc: true,
 	columns: columns("Name", "name", "Architecture", "vcpu_architecture.value", "Family", "family", "vCPUs", "vcpu_count.value",
 		"Memory(GiB)", "memory.value", "Bandwidth(Mbps)", "bandwidth.value"),
 }
 
 var floatingIPs = &kind{
-	noun: "floating IP", plural: "floating IPs", path: "/v1/floating_ips", array: "floating_ips", id: "id", form: regional, vpc: true,
+	noun: "floating IP", plural: "floating IPs", listed: "is floating-ips", path: "/v1/floating_ips", array: "floating_ips", id: "id", form: regional, vpc: true,
 	columns: columns("ID", "id", "Address", "address", "Name", "name", "Status", "status", "Zone", "zone.name",
 		"Target", "target.name", "Target address", "target.primary_ip.address", "Resource group", "resource_group.name"),
 	details: columns("ID", "id", "Address", "address", "Name", "name", "CRN", "crn", "Status", "status", "Zone", "zone.name",

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -13,7 +15,7 @@ import (
 )
 
 var instances = &kind{
-	noun: "instance", plural: "instances", path: "/v1/instances", array: "instances", id: "id", form: zonal, vpc: true, byName: nameFilter,
+	noun: "instance", plural: "instances", listed: "is instances", path: "/v1/instances", array: "instances", id: "id", form: zonal, vpc: true, byName: nameFilter,
 	columns: columns("ID", "id", "Name", "name", "Status", "status", "Reserved IP", "primary_network_interface.primary_ip.address",
 		"Profile", "profile.name", "Image", "image.name", "VPC", "vpc.name", "Zone", "zone.name", "Resource group", "resource_group.name"),
 	details: columns("ID", "id", "Name", "name", "CRN", "crn", "Status", "status", "Status reasons", "status_reasons.message", "Startable", "startable",
@@ -26,7 +28,7 @@ var instances = &kind{
 
 // interfaces are the network interfaces of an instance; their path is inside it.
 var interfaces = &kind{
-	noun: "network interface", plural: "network interfaces", array: "network_interfaces", id: "id", form: zonal, vpc: true,
+	noun: "network interface", plural: "network interfaces", listed: "is instance-network-interfaces INSTANCE", array: "network_interfaces", id: "id", form: zonal, vpc: true,
 	columns: columns("ID", "id", "Name", "name", "Type", "type", "Reserved IP", "primary_ip.address", "Subnet", "subnet.name",
 		"Floating IPs", "floating_ips.address", "Status", "status"),
 }
@@ -184,6 +186,10 @@ func (o *instanceOptions) metadataBody() (map[string]any, error) {
 	return m, nil
 }
 
+// interfaceKeys are what the API knows of a new network interface
+// (reference/instance-metadata-and-vpc.md section 3).
+var interfaceKeys = []string{"name", "subnet", "primary_ip", "primary_ipv4_address", "security_groups", "allow_ip_spoofing"}
+
 // interfaceBody is the primary network interface: the JSON with what it names
 // by name looked up, else only the subnet argument. The argument is not looked
 // at when the JSON has a subnet, because then it may name one that does not
@@ -197,6 +203,11 @@ func (o *instanceOptions) interfaceBody(s *session, vpc, subnet string) (map[str
 		}
 		if err := json.Unmarshal([]byte(text), &nic); err != nil || nic == nil {
 			return nil, Usage("--primary-network-interface is not a JSON object")
+		}
+		for _, key := range slices.Sorted(maps.Keys(nic)) {
+			if !slices.Contains(interfaceKeys, key) {
+				return nil, Usage("--primary-network-interface has an unknown key %q; the keys are %s", key, strings.Join(interfaceKeys, ", "))
+			}
 		}
 	}
 	given, ok := nic["subnet"].(map[string]any)
@@ -218,7 +229,7 @@ func (o *instanceOptions) interfaceBody(s *session, vpc, subnet string) (map[str
 		}
 		// Names of subnets are only unique in a VPC.
 		items = slices.DeleteFunc(items, func(o object) bool { return o.text("vpc.id") != vpc })
-		if id, err = subnets.pick(items, subnet); err != nil {
+		if id, err = subnets.pick(s, items, subnet); err != nil {
 			return nil, err
 		}
 	}
@@ -253,9 +264,14 @@ func (o *instanceOptions) securityGroups(s *session, vpc string, nic map[string]
 
 func instanceActionCommand(action, short string, disruptive bool) *cobra.Command {
 	var force, noWait bool
-	more := "The action is carried out after the answer: tabard is instance shows how far it is."
+	reached, noWaitUsage := "running", "do not wait for the instance to be running"
+	if action == "stop" {
+		reached = "stopped"
+	}
+	more := "Waits up to a minute until the instance is " + reached + "; with --no-wait it does not."
 	if disruptive {
-		more += " Asks first when there is a\nterminal to ask on, unless -f."
+		more += " Asks first when there is a\nterminal to ask on, unless -f. --no-wait also means, as it does in ibmcloud, that the server acts at once and\ndrops the actions that wait."
+		noWaitUsage = "act at once, before actions that wait, and do not wait for the instance to be " + reached
 	}
 	return spec{
 		use: "instance-" + action + " INSTANCE", short: short, example: "tabard is instance-" + action + " my-instance", more: more,
@@ -263,8 +279,8 @@ func instanceActionCommand(action, short string, disruptive bool) *cobra.Command
 		flags: func(f *pflag.FlagSet) {
 			if disruptive {
 				forceFlag(f, &force)
-				f.BoolVar(&noWait, "no-wait", false, "act at once, before actions that wait")
 			}
+			f.BoolVar(&noWait, "no-wait", false, noWaitUsage)
 		},
 		run: func(s *session, args []string) error {
 			if disruptive && !force && terminal(s.cmd.InOrStdin()) {
@@ -278,15 +294,30 @@ func instanceActionCommand(action, short string, disruptive bool) *cobra.Command
 				return err
 			}
 			body := map[string]any{"type": action}
-			if noWait {
+			if noWait && disruptive {
 				body["force"] = true
 			}
 			o, err := s.send(request{method: http.MethodPost, path: instances.at(id, "actions"), query: instances.one(), body: body})
 			if err != nil {
 				return err
 			}
-			s.ok("")
-			return s.show(o, "id", columns("ID", "id", "Type", "type", "Status", "status", "Created", "created_at"))
+			if noWait {
+				s.ok("")
+				return s.show(o, "id", columns("ID", "id", "Type", "type", "Status", "status", "Created", "created_at"))
+			}
+			err = s.await(id, args[0], reached)
+			var refused *apiError
+			switch {
+			case errors.As(err, &refused) && refused.Status == http.StatusForbidden:
+				// Who may act on an instance need not be allowed to see it.
+				s.warn("the action was accepted, but you may not see how far instance %s is", args[0])
+				s.ok("")
+			case err != nil:
+				return during(err, "wait for the "+action+" that was accepted")
+			default:
+				s.ok("The instance %s is %s.", args[0], reached)
+			}
+			return s.show(o, "id", columns("ID", "id", "Type", "type", "Created", "created_at"))
 		},
 	}.command()
 }

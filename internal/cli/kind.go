@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -22,6 +23,7 @@ type kind struct {
 	path         string // of the collection
 	array        string // that holds the items of a list
 	id           string // path of the id in an object
+	listed       string // by which command, without the program's name
 	form         *regexp.Regexp
 	vpc          bool                       // the VPC API wants its version on every call
 	account      bool                       // lists want account_id
@@ -94,18 +96,27 @@ func (k *kind) find(s *session, ref string, pairs ...string) (string, error) {
 	if id, ok := k.asID(ref); ok {
 		return id, nil
 	}
+	narrow := pairs
 	if k.byName != nil {
-		pairs = append(pairs, k.byName(ref)...)
+		narrow = append(slices.Clone(pairs), k.byName(ref)...)
 	}
-	items, err := k.list(s, pairs...)
+	items, err := k.list(s, narrow...)
 	if err != nil {
 		return "", err
 	}
-	return k.pick(items, ref)
+	id, err := k.pick(s, items, ref)
+	var unknown *noted
+	if k.byName != nil && errors.As(err, &unknown) {
+		// The answer had only this name in it; another has what is near.
+		if items, err := k.list(s, pairs...); err == nil {
+			return "", k.unknown(items, ref, unknown.transaction)
+		}
+	}
+	return id, err
 }
 
 // pick returns the id of the one item with this name, or id.
-func (k *kind) pick(items []object, ref string) (string, error) {
+func (k *kind) pick(s *session, items []object, ref string) (string, error) {
 	var found []string
 	for _, o := range items {
 		if o.text("name") == ref || o.text(k.id) == ref {
@@ -114,11 +125,62 @@ func (k *kind) pick(items []object, ref string) (string, error) {
 	}
 	switch len(found) {
 	case 0:
-		return "", fmt.Errorf("no %s has the name or ID %q", k.noun, ref)
+		return "", k.unknown(items, ref, s.client.transaction)
 	case 1:
 		return found[0], nil
 	}
 	return "", fmt.Errorf("%d %s have the name %q: use the ID, one of %s", len(found), k.plural, ref, strings.Join(found, ", "))
+}
+
+// unknown says that there is no object with this name, and which are near.
+func (k *kind) unknown(items []object, ref, transaction string) error {
+	var near []string
+	for _, o := range items {
+		if name := o.text("name"); nearby(name, ref) && !slices.Contains(near, name) && len(near) < maxNear {
+			near = append(near, name)
+		}
+	}
+	n := &noted{error: fmt.Errorf("no %s has the name or ID %q%s", k.noun, ref, didYouMean(near)), transaction: transaction}
+	if k.listed != "" {
+		n.note = "List the " + k.plural + " with: tabard " + k.listed
+	}
+	return n
+}
+
+// maxNear is how many names are suggested.
+const maxNear = 3
+
+// nearby reports whether a name may be what was meant by another.
+func nearby(name, ref string) bool {
+	name, ref = strings.ToLower(name), strings.ToLower(ref)
+	if name == "" || ref == "" {
+		return false
+	}
+	return len(ref) > 2 && strings.HasPrefix(name, ref) || len(name) > 2 && strings.HasPrefix(ref, name) ||
+		distance(name, ref) <= min(2, (len(ref)+1)/2)
+}
+
+// distance is how many characters must be put in, left out or changed to turn
+// one text into another.
+func distance(a, b string) int {
+	to := []rune(b)
+	row := make([]int, len(to)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i, x := range []rune(a) {
+		before := row[0]
+		row[0] = i + 1
+		for j, y := range to {
+			change := before
+			if x != y {
+				change++
+			}
+			before = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(to)]
 }
 
 func (k *kind) asID(ref string) (string, bool) {

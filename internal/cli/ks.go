@@ -9,7 +9,7 @@ import (
 )
 
 var clusters = &kind{
-	noun: "cluster", plural: "clusters", path: "/v1/clusters", array: "clusters", id: "id",
+	noun: "cluster", plural: "clusters", listed: "ks clusters", path: "/v1/clusters", array: "clusters", id: "id",
 	form:    regexp.MustCompile(`^[0-9a-z]{20}$`),
 	columns: columns("Name", "name", "ID", "id", "Type", "type", "Issuer", "issuer", "Audience", "audience", "Location", "location"),
 	details: columns("Name", "name", "ID", "id", "CRN", "crn", "Type", "type", "Issuer", "issuer", "Audience", "audience",

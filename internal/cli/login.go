@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,7 +63,7 @@ func loginCommand() *cobra.Command {
 
 func login(cmd *cobra.Command, o loginOptions) error {
 	s, err := offline(cmd)
-	if err != nil {
+	if err != nil && !errors.Is(err, errDamaged) { // which this login replaces
 		return err
 	}
 	if o.profile == "" && o.apikey == "" {
@@ -209,7 +210,9 @@ func (s *session) loginInstance(o loginOptions, known string) error {
 		ExpiresAt   time.Time `json:"expires_at"`
 	}
 	var identity, iam answer
-	_, err := newClient(base, "").do(s.ctx(), request{
+	metadata := newClient(base, "")
+	metadata.metadata = true
+	_, err := metadata.do(s.ctx(), request{
 		method: http.MethodPut, path: "/identity/v1/token", query: query("version", metadataVersion),
 		header: map[string]string{"Metadata-Flavor": "ibm"}, body: map[string]int{"expires_in": 300},
 	}, &identity)
@@ -223,7 +226,8 @@ func (s *session) loginInstance(o loginOptions, known string) error {
 	if o.profile != "" {
 		r.body = map[string]any{"trusted_profile": map[string]string{selector(o.profile): o.profile}}
 	}
-	if _, err := newClient(base, identity.AccessToken).do(s.ctx(), r, &iam); err != nil {
+	metadata.token = identity.AccessToken
+	if _, err := metadata.do(s.ctx(), r, &iam); err != nil {
 		return during(err, "exchange the instance's identity for an access token")
 	}
 	if err := s.adopt(iam.AccessToken, "", iam.ExpiresAt); err != nil {
@@ -249,10 +253,33 @@ func (s *session) targetAfterLogin(o loginOptions, old state) error {
 			s.Region = found[0].text("name")
 		}
 	}
+	if err := s.checkRegion(o.region); err != nil {
+		s.warn("%v", err) // the session itself is good
+	}
 	if o.group != "" {
 		return s.targetGroup(o.group)
 	}
 	return nil
+}
+
+// checkRegion refuses a region that the server does not have. A server that
+// does not tell its regions is not argued with.
+func (s *session) checkRegion(name string) error {
+	if name == "" {
+		return nil
+	}
+	found, err := regions.list(s)
+	if err != nil || len(found) == 0 {
+		return nil //nolint:nilerr // see above
+	}
+	names := make([]string, len(found))
+	for i, r := range found {
+		names[i] = r.text("name")
+	}
+	if slices.Contains(names, name) {
+		return nil
+	}
+	return Usage("there is no region %q; the server has %s", name, strings.Join(names, ", "))
 }
 
 func (s *session) targetGroup(ref string) error {
@@ -327,6 +354,9 @@ func targetCommand() *cobra.Command {
 				return fmt.Errorf("the session is in account %s: log in with a credential of %s to change that", s.AccountID, account)
 			}
 			if region != "" || noRegion {
+				if err := s.checkRegion(region); err != nil {
+					return err
+				}
 				s.Region = region
 			}
 			if noGroup {

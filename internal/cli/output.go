@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"text/tabwriter"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -26,7 +27,23 @@ func (c column) cell(o object) string {
 	} else {
 		s = o.text(c.path)
 	}
+	if strings.HasSuffix(c.path, "_at") || c.path == "eventTime" {
+		s = clock(s)
+	}
 	return cell(s)
+}
+
+// timeForm is how people are shown times. JSON has them as the API does.
+const timeForm = "2006-01-02 15:04:05 MST"
+
+// clock rewrites a time in any of the APIs' forms; other text stays as it is.
+func clock(s string) string {
+	for _, form := range []string{time.RFC3339, "2006-01-02T15:04:05Z0700", "2006-01-02T15:04Z0700"} {
+		if t, err := time.Parse(form, s); err == nil {
+			return t.UTC().Format(timeForm)
+		}
+	}
+	return s
 }
 
 func columns(pairs ...string) []column {
@@ -138,14 +155,74 @@ func plain(s string) string {
 	}, s)
 }
 
+// plainLines is plain for text that may have several lines. The further ones
+// are indented, so that none passes for one of ours.
+func plainLines(s string) string {
+	lines := strings.Split(strings.TrimRight(strings.ReplaceAll(s, "\t", "    "), "\r\n"), "\n")
+	for i, l := range lines {
+		lines[i] = plain(strings.TrimSuffix(l, "\r"))
+	}
+	return strings.Join(lines, "\n  ")
+}
+
+// warn tells of what is done as it was asked, but will not do what it seems to
+// be for.
+func (s *session) warn(format string, args ...any) {
+	fmt.Fprintf(s.cmd.ErrOrStderr(), "Warning: %s\n", plain(fmt.Sprintf(format, args...)))
+}
+
+// an returns a noun with its article.
+func an(noun string) string {
+	if noun != "" && strings.ContainsAny(noun[:1], "aeioAEIO") {
+		return "an " + noun
+	}
+	return "a " + noun
+}
+
+// noted is an error with more to say than fits its text.
+type noted struct {
+	error
+	transaction string // in which it came up, unless an apiError inside says so
+	note        string // what to do about it
+}
+
+func (n *noted) Unwrap() error { return n.error }
+
+// joined returns what errors.Join made an error of, and nil for an error that
+// wraps several in a text of its own.
+func joined(err error) []error {
+	several, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return nil
+	}
+	parts := several.Unwrap()
+	if err.Error() != errors.Join(parts...).Error() {
+		return nil
+	}
+	return parts
+}
+
 func printFailure(w io.Writer, err error) {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, e := range joined.Unwrap() {
+	if failures := joined(err); failures != nil {
+		for _, e := range failures {
 			printFailure(w, e)
 		}
 		return
 	}
-	fmt.Fprintf(w, "FAILED\n%s\n", plain(sentence(err.Error())))
+	var away unreachable
+	if errors.As(err, &away) {
+		err = away
+	}
+	fmt.Fprintf(w, "FAILED\n%s\n", sentence(plainLines(err.Error())))
+	var n *noted
+	if errors.As(err, &n) {
+		if n.transaction != "" {
+			fmt.Fprintf(w, "\nTransaction ID: %s\n", plain(n.transaction))
+		}
+		if n.note != "" {
+			defer fmt.Fprintf(w, "\n%s\n", plain(n.note))
+		}
+	}
 	var e *apiError
 	if !errors.As(err, &e) {
 		return
@@ -171,9 +248,10 @@ func printFailure(w io.Writer, err error) {
 	}
 }
 
+// sentence ends a text of one line. Its beginning stays: it may be the name of a
+// flag or setting.
 func sentence(s string) string {
-	s = capital(s)
-	if s != "" && !strings.ContainsAny(s[len(s)-1:], ".!?") {
+	if s != "" && !strings.Contains(s, "\n") && !strings.ContainsAny(s[len(s)-1:], ".!?)") {
 		s += "."
 	}
 	return s

@@ -12,7 +12,7 @@ import (
 )
 
 var serviceInstances = &kind{
-	noun: "service instance", plural: "service instances", path: "/v2/resource_instances", array: "resources", id: "guid",
+	noun: "service instance", plural: "service instances", listed: "resource service-instances", path: "/v2/resource_instances", array: "resources", id: "guid",
 	form: prefixed(""), byName: nameFilter,
 	columns: columns("Name", "name", "GUID", "guid", "Service", "resource_id", "Location", "region_id", "State", "state"),
 	details: columns("Name", "name", "ID", "id", "GUID", "guid", "Service", "resource_id", "Plan ID", "resource_plan_id", "Location", "region_id",
@@ -20,7 +20,7 @@ var serviceInstances = &kind{
 }
 
 var groups = &kind{
-	noun: "resource group", plural: "resource groups", path: "/v2/resource_groups", array: "resources", id: "id",
+	noun: "resource group", plural: "resource groups", listed: "resource groups", path: "/v2/resource_groups", array: "resources", id: "id",
 	form: regexp.MustCompile(`^[0-9a-f]{32}$`), account: true, byName: nameFilter,
 	columns: columns("Name", "name", "ID", "id", "Default Group", "default", "State", "state"),
 	details: columns("ID", "id", "CRN", "crn"),
@@ -119,8 +119,8 @@ func (s *session) planID(service, ref string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	k := &kind{noun: "plan of " + service, plural: "plans of " + service, id: "id"}
-	return k.pick(plans, ref)
+	k := &kind{noun: "plan of " + service, plural: "plans of " + service, listed: "resource plans --service " + service, id: "id"}
+	return k.pick(s, plans, ref)
 }
 
 func plansCommand() *cobra.Command {

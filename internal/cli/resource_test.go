@@ -17,7 +17,7 @@ func TestAServiceInstanceIsCreatedByTheNamesOfServiceAndPlan(t *testing.T) {
 	run(t, "resource", "service-instance-create", "my-bucket", "cloud-object-storage", "lite", "us-south", "-p", `{"a":1}`).want(0, uuidA)
 	wantBody(t, s.sent("POST /v2/resource_instances"), item("name", "my-bucket", "target", "us-south", "resource_plan_id", "plan-2",
 		"resource_group", account, "parameters", item("a", 1.0)))
-	run(t, "resource", "service-instance-create", "b", "kms", "gold", "us-south").want(1, "No plan of kms")
+	run(t, "resource", "service-instance-create", "b", "kms", "gold", "us-south").want(1, "no plan of kms")
 	run(t, "resource", "plans", "--service", "kms").want(0, "plan-1")
 
 	s.answer("DELETE /v2/resource_instances/"+uuidA, reply{status: 204})

@@ -181,6 +181,6 @@ func TestTheSubnetInTheJSONGoesBeforeTheArgument(t *testing.T) {
 		t.Error(diff)
 	}
 
-	run(t, "is", "instance-create", "vm", vpcID, "us-south-3", "bx2-2x8", "no-such-subnet").want(1, `No subnet has the name or ID "no-such-subnet"`)
+	run(t, "is", "instance-create", "vm", vpcID, "us-south-3", "bx2-2x8", "no-such-subnet").want(1, `no subnet has the name or ID "no-such-subnet"`)
 	run(t, "is", "instance-create", "vm", vpcID, "us-south-3", "bx2-2x8", "my-subnet", "--primary-network-interface", `[]`).want(2)
 }

@@ -59,7 +59,11 @@ func statePath() (string, error) {
 	return filepath.Join(dir, "config.json"), nil
 }
 
-// loadState returns the saved state, or an empty one before the first login.
+// errDamaged is what a saved session that cannot be read ends with.
+var errDamaged = errors.New("the saved session is damaged")
+
+// loadState returns the saved state, or an empty one before the first login and
+// beside errDamaged.
 func loadState() (*state, error) {
 	path, err := statePath()
 	if err != nil {
@@ -74,7 +78,7 @@ func loadState() (*state, error) {
 	}
 	st := &state{}
 	if err := json.Unmarshal(b, st); err != nil {
-		return nil, fmt.Errorf("the session in %s is damaged; delete the file and log in again: %w", path, err)
+		return &state{}, fmt.Errorf("%w: log in again with tabard login, which replaces %s: %w", errDamaged, path, err)
 	}
 	return st, nil
 }
@@ -125,10 +129,11 @@ type session struct {
 	json, quiet, idOnly bool
 }
 
-// offline returns a session whose token may be missing or old.
+// offline returns a session whose token may be missing or old. Beside errDamaged
+// it has nothing in it.
 func offline(cmd *cobra.Command) (*session, error) {
 	st, err := loadState()
-	if err != nil {
+	if err != nil && !errors.Is(err, errDamaged) {
 		return nil, err
 	}
 	s := &session{state: st, cmd: cmd, out: cmd.OutOrStdout()}
@@ -137,7 +142,7 @@ func offline(cmd *cobra.Command) (*session, error) {
 	if f := cmd.Flag("id"); f != nil && f.Value.Type() == "bool" {
 		s.idOnly = f.Value.String() == "true"
 	}
-	return s, nil
+	return s, err
 }
 
 // open returns a session with an access token that is good for a while yet.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"unicode"
 
 	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/object"
@@ -43,7 +44,7 @@ func (c *Cluster) Validate() error {
 	if c.Name == "" || len(c.Name) > 100 {
 		return errors.New("name must have 1 to 100 characters")
 	}
-	if strings.ContainsAny(c.Name, ":\n\r\t") {
+	if strings.ContainsRune(c.Name, ':') || strings.ContainsFunc(c.Name, unicode.IsControl) {
 		return errors.New("name must not contain colons or control characters")
 	}
 	if c.Type != identity.IKSSA && c.Type != identity.ROKSSA {

@@ -32,10 +32,17 @@ func KindOf(iamID string) Kind {
 		return KindServiceID
 	case strings.HasPrefix(iamID, crnRealm+"crn:"):
 		return KindCRN
-	case strings.Contains(iamID, "-") && !strings.HasPrefix(iamID, "-"):
-		return KindUser
+	case !strings.Contains(iamID, "-") || reservedRealms[Realm(iamID)]:
+		return KindUnknown
 	}
-	return KindUnknown
+	return KindUser
+}
+
+// reservedRealms begin the ids of things that are no users, so that an id of
+// one kind never passes for another.
+var reservedRealms = map[string]bool{
+	"": true, "iam": true, "crn": true,
+	"Profile": true, "ServiceId": true, "AccessGroupId": true, "ApiKey": true, "ClaimRule": true, "Link": true,
 }
 
 // IAMID returns the IAM ID of a profile or service ID from its bare id.

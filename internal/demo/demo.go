@@ -231,12 +231,13 @@ func (d *demo) token(answer []byte) (string, error) {
 	if !ok || raw == "" {
 		return "", fmt.Errorf("the answer has no token: %s", answer)
 	}
-	m["access_token"] = claims(raw)
+	m["access_token"] = "(not shown)"
 	b, err := json.Marshal(m)
 	if err != nil {
 		return "", err
 	}
 	d.show(b)
+	fmt.Fprintf(d.out, "    the token's claims: %s\n", claims(raw))
 	return raw, nil
 }
 
@@ -298,7 +299,7 @@ func (d *demo) pod(ctx context.Context) error {
 		return err
 	}
 	req.Header.Set("Authorization", "Bearer "+iamToken)
-	fmt.Fprintf(d.out, "  > curl %s/v2/resource_instances?limit=100 -H \"Authorization: Bearer $IAM_TOKEN\"\n", d.url)
+	fmt.Fprintf(d.out, "  > curl '%s/v2/resource_instances?limit=100' -H \"Authorization: Bearer $IAM_TOKEN\"\n", d.url)
 	_, list, err := do(req)
 	if err != nil {
 		return err

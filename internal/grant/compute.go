@@ -2,7 +2,6 @@ package grant
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -34,7 +33,7 @@ func (s Selector) String() string {
 			parts = append(parts, p.key+" "+p.value)
 		}
 	}
-	return strings.Join(parts, ", ")
+	return activity.Clip(strings.Join(parts, ", "))
 }
 
 // CRTokenRequest is the cr-token grant.
@@ -58,8 +57,8 @@ func (s *Service) CRToken(ctx context.Context, o Origin, r CRTokenRequest) (Answ
 		refusal := asRefusal(err)
 		a.trace = refusal.Trace
 		a.skip(CheckSelector, CheckProfile, CheckLink, CheckRule)
-		if len(refusal.AccountIDs) > 0 {
-			a.event.AccountID = refusal.AccountIDs[0]
+		for _, aimed := range refusal.Aimed {
+			a.seenBy(aimed.AccountID, aimed.Trace, CheckSelector, CheckProfile, CheckLink, CheckRule)
 		}
 		return Answer{}, a.refuse(ctx, refused(refusal))
 	}
@@ -86,20 +85,28 @@ func (s *Service) Instance(ctx context.Context, o Origin, r InstanceRequest) (An
 		a.with = append(a.with, r.With)
 	}
 	if inst, ok := s.cfg.Directory.Instances.Get(r.Instance); ok {
-		a.event.AccountID = inst.AccountID
+		a.event.AccountID, a.assigned = inst.AccountID, true
+		// The listener knows who asks, whatever the token says.
+		if name, err := crn.Parse(inst.CRN); err == nil {
+			a.initiateEvidence(trust.Evidence{CRN: name, Name: inst.Name})
+		}
+	}
+	notProved := func(f *fault.Error) error {
+		f.Kind = fault.Unauthenticated // the metadata service answers 401
+		return a.refuse(ctx, f)
 	}
 	proof, claims, err := s.cfg.Instances.Verify(r.Token)
 	if err != nil {
 		refusal := asRefusal(err)
 		a.trace = refusal.Trace
 		a.skip(CheckSelector, CheckProfile, CheckLink, CheckRule)
-		return Answer{}, a.refuse(ctx, refused(refusal))
+		return Answer{}, notProved(refused(refusal))
 	}
 	if claims.IaaS.InstanceID != r.Instance {
 		a.trace = proof.Trace
 		a.trace.Fail("caller", "identity token of instance "+r.Instance, claims.IaaS.InstanceID, "the token belongs to another instance")
 		a.skip(CheckSelector, CheckProfile, CheckLink, CheckRule)
-		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: it belongs to another instance"))
+		return Answer{}, notProved(fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: it belongs to another instance"))
 	}
 	return a.putOn(ctx, []attest.Proof{proof}, r.Profile, "")
 }
@@ -107,7 +114,7 @@ func (s *Service) Instance(ctx context.Context, o Origin, r InstanceRequest) (An
 func (a *attempt) selected(p Selector) {
 	for key, value := range map[string]string{"profile_id": p.ID, "profile_name": p.Name, "profile_crn": p.CRN} {
 		if value != "" {
-			a.request[key] = value
+			a.request[key] = activity.Clip(value)
 		}
 	}
 }
@@ -124,21 +131,18 @@ func (a *attempt) skip(checks ...string) {
 func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selector, scope string) (Answer, error) {
 	proof := proofs[0]
 	a.trace = proof.Trace
-	a.event.AccountID = proof.Evidence.AccountID
+	a.event.AccountID, a.assigned = proof.Evidence.AccountID, true
 	a.initiateEvidence(proof.Evidence)
 	if want.empty() {
 		a.trace.Fail(CheckSelector, "profile_id, profile_name or profile_crn", "(none)", "name the trusted profile to put on")
 		a.skip(CheckProfile, CheckLink, CheckRule)
 		return Answer{}, a.refuse(ctx, missing("profile_id"))
 	}
-	chosen, profile, failure := a.svc.choose(proofs, want)
-	if profile == nil {
-		a.trace.Pass(CheckSelector, "one profile", want.String())
-		a.trace.Fail(CheckProfile, want.String(), failure, "create the profile in the compute resource's account, or correct its name")
-		a.skip(CheckLink, CheckRule)
-		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotFound, "Unable to find Object.").
-			WithDetail("Object Type: 'Profile' with %s.", want))
+	found := a.svc.choose(proofs, want)
+	if len(found) != 1 {
+		return Answer{}, a.refuse(ctx, a.noProfile(proofs, want, len(found)))
 	}
+	chosen, profile := found[0], found[0].profile
 	a.trace = chosen.proof.Trace
 	a.trace.Pass(CheckSelector, "one profile", want.String())
 	a.trace.Pass(CheckProfile, want.String(), profile.ID+" ("+profile.Name+") in account "+profile.AccountID)
@@ -163,35 +167,86 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selecto
 	}, token.AccessLife)
 }
 
-// choice is a proof with the verdict on it.
+// noProfile is the fault when the selector denotes no profile, or profiles of
+// several accounts that have registered the same issuer: then the name alone
+// must not decide in whose account the workload acts. Each account's log shows
+// its own part.
+func (a *attempt) noProfile(proofs []attest.Proof, want Selector, n int) *fault.Error {
+	wanted, found, hint := want.String(), "no such profile in the account", "create the profile in the compute resource's account, or correct its name"
+	f := fault.New(fault.Invalid, CodeNotFound, "Unable to find Object.").WithDetail("Object Type: 'Profile' with %s.", want)
+	if n > 1 {
+		found, hint = "profiles of several accounts have the name", "select the profile by its id or CRN"
+		f = fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile is ambiguous.").
+			WithDetail("Several accounts have registered the token's issuer and have a profile with %s; select it by profile_id.", want)
+	}
+	explain := func(t *activity.Trace) {
+		t.Pass(CheckSelector, "one profile", wanted)
+		t.Fail(CheckProfile, wanted, found, hint)
+	}
+	for _, proof := range proofs[1:] {
+		t := slices.Clone(proof.Trace)
+		explain(&t)
+		a.seenBy(proof.Evidence.AccountID, t, CheckLink, CheckRule)
+	}
+	explain(&a.trace)
+	a.skip(CheckLink, CheckRule)
+	return f
+}
+
+// seenBy makes the refusal stand in an account's log, with the checks of that
+// account's own registrations. The first account gets the attempt's event, the
+// others a copy.
+func (a *attempt) seenBy(account string, t activity.Trace, skipped ...string) {
+	t = slices.Clone(t)
+	for _, check := range skipped {
+		t.Skip(check)
+	}
+	if a.event.AccountID == a.svc.cfg.OperatorAccount && !a.assigned {
+		a.event.AccountID, a.trace, a.assigned = account, t, true
+		return
+	}
+	if account == a.event.AccountID || len(a.elsewhere) >= maxAccounts {
+		return
+	}
+	a.elsewhere = append(a.elsewhere, attest.Aimed{AccountID: account, Trace: t})
+}
+
+// maxAccounts bounds the events of one refused request.
+const maxAccounts = 16
+
+// choice is a profile that a selector denotes, with the verdict on the proof
+// of its account.
 type choice struct {
+	profile *identity.Profile
 	proof   attest.Proof
 	verdict trust.Verdict
 }
 
-// choose finds the selected profile for one of the proofs. A profile outside
-// the compute resource's account is found only by id or CRN and only when a
-// cross-account link of it matches, so that nobody learns which profiles exist
-// elsewhere. failure says what was looked for in vain.
-func (s *Service) choose(proofs []attest.Proof, want Selector) (c choice, p *identity.Profile, failure string) {
-	var accounts []string
+// choose finds the selected profiles, at most one for each proof, each profile
+// once. A profile outside the compute resource's account is found only by id
+// or CRN and only when a cross-account link of it matches, so that nobody
+// learns which profiles exist elsewhere.
+func (s *Service) choose(proofs []attest.Proof, want Selector) []choice {
+	var out []choice
 	for _, proof := range proofs {
 		account := proof.Evidence.AccountID
-		accounts = append(accounts, account)
-		found := s.find(account, want)
-		if found == nil {
+		p := s.find(account, want)
+		if p == nil {
 			continue
 		}
-		v := s.match(found, proof.Evidence)
-		if found.AccountID != account && !v.Matched {
+		v := s.match(p, proof.Evidence)
+		if p.AccountID != account && !v.Matched {
 			continue
 		}
-		if p == nil || v.Matched && !c.verdict.Matched {
-			c, p = choice{proof, v}, found
+		same := slices.IndexFunc(out, func(c choice) bool { return c.profile.ID == p.ID })
+		switch {
+		case same < 0:
+			out = append(out, choice{p, proof, v})
+		case p.AccountID == account || v.Matched && !out[same].verdict.Matched:
+			out[same] = choice{p, proof, v}
 		}
 	}
-	slices.Sort(accounts)
-	return c, p, fmt.Sprintf("no such profile in account %s", strings.Join(slices.Compact(accounts), " or "))
+	return out
 }
 
 // find returns the profile that all given selectors denote, or nil.

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -96,7 +98,10 @@ type attempt struct {
 	trace   activity.Trace
 	event   activity.Event
 	with    []*activity.Event // recorded in the same commit as the login's
-	request map[string]string
+
+	assigned  bool           // the event belongs to the account it was aimed at
+	elsewhere []attest.Aimed // further accounts in whose logs a refusal stands
+	request   map[string]string
 }
 
 func (s *Service) begin(grant, action, what string, o Origin) *attempt {
@@ -121,7 +126,7 @@ func (s *Service) begin(grant, action, what string, o Origin) *attempt {
 
 // issue signs the token, makes its event durable, and only then returns it.
 func (a *attempt) issue(ctx context.Context, c token.Claims, life time.Duration) (Answer, error) {
-	c.GrantType, c.ClientID = a.grant, a.origin.ClientID
+	c.GrantType, c.ClientID, c.Scope = a.grant, a.origin.ClientID, knownScope(c.Scope)
 	raw, claims, err := a.svc.cfg.Tokens.Issue(c, life)
 	if err != nil {
 		return Answer{}, a.refuse(ctx, fault.Of(err))
@@ -135,6 +140,21 @@ func (a *attempt) issue(ctx context.Context, c token.Claims, life time.Duration)
 	}
 	a.observe("ok")
 	return Answer{AccessToken: raw, Claims: claims}, nil
+}
+
+// knownScope keeps the scopes that the discovery document names. A token
+// carries nothing that its holder has written himself.
+func knownScope(requested string) string {
+	var keep []string
+	for _, s := range []string{"ibm", "openid"} {
+		if requested == "" || slices.Contains(strings.Fields(requested), s) {
+			keep = append(keep, s)
+		}
+	}
+	if keep == nil {
+		return "ibm openid"
+	}
+	return strings.Join(keep, " ")
 }
 
 // refuse records the refusal and returns it; a refusal that cannot be recorded
@@ -154,13 +174,16 @@ func detail(f *fault.Error) string {
 	if f.Detail == "" {
 		return ""
 	}
+	if strings.HasSuffix(f.Message, ".") {
+		return " " + f.Detail
+	}
 	return ": " + f.Detail
 }
 
 func (a *attempt) record(ctx context.Context) error {
 	a.event.Trace = a.trace
 	a.event.RequestData = object(a.request)
-	a.event.LogSourceCRN = a.svc.cfg.Names.Of("iam-identity", "global", a.event.AccountID, "", "", "").String()
+	a.event.LogSourceCRN = a.svc.logSource(a.event.AccountID)
 	for _, e := range a.with {
 		e.AccountID = a.event.AccountID
 		e.Outcome, e.Reason, e.Trace = a.event.Outcome, a.event.Reason, a.trace
@@ -169,7 +192,19 @@ func (a *attempt) record(ctx context.Context) error {
 			e.Message += " -failure"
 		}
 	}
-	return a.svc.cfg.Journal.Record(ctx, append(a.with, &a.event)...)
+	events := append(a.with, &a.event)
+	for _, aimed := range a.elsewhere {
+		e := a.event
+		e.ID, e.AccountID, e.Trace = uuid.NewString(), aimed.AccountID, aimed.Trace
+		e.Initiator.ID, e.Initiator.Name, e.Initiator.AuthnID, e.Initiator.AuthnName = "", "", "", "" // as the first account knows it
+		e.LogSourceCRN = a.svc.logSource(aimed.AccountID)
+		events = append(events, &e)
+	}
+	return a.svc.cfg.Journal.Record(ctx, events...)
+}
+
+func (s *Service) logSource(account string) string {
+	return s.cfg.Names.Of("iam-identity", "global", account, "", "", "").String()
 }
 
 func (a *attempt) observe(outcome string) {

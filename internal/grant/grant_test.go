@@ -163,6 +163,14 @@ func TestATokenEndsWithTheIdentityItStandsOn(t *testing.T) {
 			func(p *people) string { return p.keyToken },
 			func(s *stack, p *people, tx *directory.Tx) { s.d.APIKeys.Delete(tx, p.key) },
 		},
+		"an expired API key": {
+			func(p *people) string { return p.keyToken },
+			func(s *stack, p *people, tx *directory.Tx) {
+				k := *p.key
+				k.ExpiresAt = time.Now().Add(-time.Second)
+				s.d.APIKeys.Put(tx, &k)
+			},
+		},
 		"a disabled API key": {
 			func(p *people) string { return p.keyToken },
 			func(s *stack, p *people, tx *directory.Tx) {
@@ -229,19 +237,19 @@ func TestATokenActsOnlyInTheAccountOfItsIdentity(t *testing.T) {
 func TestTheHolderOfAnAPIKeyIsWhoseKeyItIs(t *testing.T) {
 	s := start(t)
 	p := s.people()
-	c, err := s.grants.Holder(p.secret)
+	c, err := s.grants.Holder(t.Context(), origin, p.secret)
 	if err != nil || c.IAMID != ada || c.Account.BSS != s.Owner.AccountID || c.Identifier != "ADA" || c.RealmID != "IBMid" {
 		t.Errorf("claims %+v, error %v", c, err)
 	}
 	for _, secret := range []string{"", "x", p.key.Hash, p.key.ID} {
-		if _, err := s.grants.Holder(secret); !errors.Is(err, grant.ErrSubjectGone) {
+		if _, err := s.grants.Holder(t.Context(), origin, secret); !errors.Is(err, grant.ErrSubjectGone) {
 			t.Errorf("secret %q: error %v", secret, err)
 		}
 	}
 	expired := *p.key
 	expired.ExpiresAt = time.Now().Add(-time.Minute)
 	s.update(func(tx *directory.Tx) { s.d.APIKeys.Put(tx, &expired) })
-	if _, err := s.grants.Holder(p.secret); !errors.Is(err, grant.ErrSubjectGone) {
+	if _, err := s.grants.Holder(t.Context(), origin, p.secret); !errors.Is(err, grant.ErrSubjectGone) {
 		t.Errorf("an expired key: error %v", err)
 	}
 	valid := expired
@@ -250,7 +258,7 @@ func TestTheHolderOfAnAPIKeyIsWhoseKeyItIs(t *testing.T) {
 		s.d.APIKeys.Put(tx, &valid)
 		s.d.Users.Delete(tx, p.user)
 	})
-	if _, err := s.grants.Holder(p.secret); !errors.Is(err, grant.ErrSubjectGone) {
+	if _, err := s.grants.Holder(t.Context(), origin, p.secret); !errors.Is(err, grant.ErrSubjectGone) {
 		t.Errorf("a key of nobody: error %v", err)
 	}
 }

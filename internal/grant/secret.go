@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"errors"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -244,14 +245,33 @@ func (s *Service) subject(account, iamID string) (token.Claims, error) {
 }
 
 // Holder returns the claims that a token earned with the API key would have.
-func (s *Service) Holder(secret string) (*token.Claims, error) {
+// That somebody asked is recorded, so that a stolen key cannot be tried in
+// silence.
+func (s *Service) Holder(ctx context.Context, o Origin, secret string) (*token.Claims, error) {
 	key, ok := s.cfg.Directory.APIKeysByHash.One(s.cfg.Sealer.Hash(secret))
 	if !ok || key.Disabled || key.Expired(s.cfg.Now()) {
 		return nil, ErrSubjectGone
 	}
 	c, err := s.subject(key.AccountID, key.IAMID)
+	if err != nil {
+		return nil, err
+	}
+	a := s.begin("", "iam-identity.user-apikey.introspect", "user-apikey", o)
+	a.event.Message = "IAM Identity Service: introspect user-apikey " + key.Name
+	a.event.AccountID = key.AccountID
+	a.event.Target = activity.Target{
+		ID:   s.cfg.Names.Of("iam-identity", "", key.AccountID, "", "apikey", key.ID).String(),
+		Name: key.Name, TypeURI: "iam-identity/apikey",
+	}
+	a.event.Initiator.Credential.Type = "apikey"
+	a.initiate(c)
+	a.trace.Pass(CheckCredential, "an enabled API key", key.ID)
+	a.event.SetReason(http.StatusOK, "")
+	if err := a.record(ctx); err != nil {
+		return nil, err
+	}
 	c.ID, c.RealmID, c.Identifier = c.IAMID, crn.Realm(c.IAMID), crn.Identifier(c.IAMID)
-	return &c, err
+	return &c, nil
 }
 
 // Caller checks an access token and that what it stands on still exists: the
@@ -265,7 +285,7 @@ func (s *Service) Caller(raw string) (*token.Claims, error) {
 	d := s.cfg.Directory
 	if c.KeyID != "" {
 		key, ok := d.APIKeys.Get(c.KeyID)
-		if !ok || key.Disabled {
+		if !ok || key.Disabled || key.Expired(s.cfg.Now()) {
 			return nil, ErrSubjectGone
 		}
 	}

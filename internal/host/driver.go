@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"crypto/tls"
 	"net/http"
 	"net/netip"
 )
@@ -24,6 +25,7 @@ type Handlers struct {
 	Metadata    http.Handler     // for this machine alone
 	Server      http.Handler     // the IAM server itself, so that http://<server address> works inside the machine too
 	ServerAddrs []netip.AddrPort // addresses the server listens on outside
+	ServerTLS   *tls.Config      // nil when it speaks plain HTTP there
 }
 
 // Access tells a local administrator how to get inside a running machine.

@@ -372,13 +372,19 @@ func (h *handler) selector(r *request) (grant.Selector, error) {
 
 // translate turns IAM's refusal into this service's error.
 func translate(f *fault.Error, wanted grant.Selector) *fault.Error {
+	field := "trusted_profile.id"
+	if wanted.Name != "" {
+		field = "trusted_profile.name"
+	} else if wanted.CRN != "" {
+		field = "trusted_profile.crn"
+	}
 	switch {
 	case f.Code == grant.CodeNotEligible:
 		return fault.New(fault.Invalid, "profile_not_linked", "No link or rule of the trusted profile covers this instance.").
-			On("trusted_profile.id").Because(f)
+			On(field).Because(f)
 	case f.Code == grant.CodeNotFound:
-		return fault.New(fault.Invalid, "not_found", "The trusted profile with %s was not found.", wanted).On("trusted_profile.id").Because(f)
-	case f.Kind == fault.Invalid:
+		return fault.New(fault.Invalid, "not_found", "The trusted profile with %s was not found.", wanted).On(field).Because(f)
+	case f.Kind == fault.Unauthenticated:
 		return fault.New(fault.Unauthenticated, "unauthenticated", "The identity token is expired, malformed or not valid for this instance.").Because(f)
 	}
 	return f

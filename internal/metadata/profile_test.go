@@ -126,7 +126,7 @@ func TestAProfileThatDoesNotExistHereIsNotFound(t *testing.T) {
 	} {
 		var said []string
 		for _, value := range []string{c.foreign, c.unknown} {
-			item := s.iam(bearer, fmt.Sprintf(`{"trusted_profile":{%q:%q}}`, c.selector, value)).wantError(400, "not_found", "field trusted_profile.id")
+			item := s.iam(bearer, fmt.Sprintf(`{"trusted_profile":{%q:%q}}`, c.selector, value)).wantError(400, "not_found", "field trusted_profile."+c.selector)
 			said = append(said, strings.ReplaceAll(item["message"].(string), value, "X"))
 			check(t, s.event("iam-identity.computeresource-token.login"), grant.CheckProfile)
 		}
@@ -246,6 +246,9 @@ func TestARefusedBearerIsRecordedOnBothSides(t *testing.T) {
 	for _, action := range []string{"is.metadata.computeresource-token.request", "iam-identity.computeresource-token.login"} {
 		e := s.event(action)
 		check(t, e, "token-form")
+		if e.Reason.Code != 401 {
+			t.Errorf("%s says status %d, the caller got 401", action, e.Reason.Code)
+		}
 		if e.CorrelationID != a.header.Get("Transaction-Id") || e.AccountID != s.Owner.AccountID {
 			t.Errorf("event %+v", e)
 		}

@@ -93,7 +93,7 @@ func (h *handler) instance(i *vpc.Instance) object {
 		"resource_group":              object{"id": i.ResourceGroupID, "name": h.cfg.Directory.ResourceGroupName(i.ResourceGroupID)},
 		"resource_type":               "instance",
 		"software_attachments":        []object{},
-		"startable":                   true,
+		"startable":                   false, // it runs
 		"status":                      i.Status,
 		"status_reasons":              []object{},
 		"threads_per_core":            2,
@@ -104,7 +104,7 @@ func (h *handler) instance(i *vpc.Instance) object {
 			"burst": object{"limit": 100},
 		},
 		"volume_attachments":        []object{boot},
-		"volume_bandwidth_qos_mode": "weighted",
+		"volume_bandwidth_qos_mode": "pooled",
 		"vpc":                       withType(h.vpcObject(i), "vpc"),
 		"zone":                      object{"name": i.Zone},
 	}

@@ -98,6 +98,12 @@ func (c *Config) validate() error {
 	if !slices.Contains([]string{DriverAuto, DriverNetns, DriverLocal, DriverNone}, c.Driver) {
 		refuse("driver %q is not one of auto, netns, local, none", c.Driver)
 	}
+	if c.Alg != "ES256" && c.Alg != "RS256" {
+		refuse("signing-alg %q is not one of ES256, RS256", c.Alg)
+	}
+	if c.KeyRotation <= 2*keyLead {
+		refuse("key-rotation %s is too short: a key is published %s before it signs; want more than %s", c.KeyRotation, keyLead, 2*keyLead)
+	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		refuse("tls-cert and tls-key go together")
 	}

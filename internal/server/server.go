@@ -48,6 +48,7 @@ type Server struct {
 	host      *host.Controller // nil without a driver
 	mux       *http.ServeMux
 	listeners []net.Listener
+	tls       *tls.Config // nil for plain HTTP
 	lock      *os.File
 	draining  atomic.Bool
 }
@@ -70,6 +71,10 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
+	// One that was there before may be open to others; nothing in it is theirs.
+	if err := os.Chmod(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("close the data directory to others: %w", err)
+	}
 	if s.lock, err = lockDir(cfg.DataDir); err != nil {
 		return nil, err
 	}
@@ -77,26 +82,24 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 
-	master := cfg.Master
-	if master.File == "" {
-		master.File = filepath.Join(cfg.DataDir, "master.key")
-	}
-	masterKey, err := master.Load(ctx)
-	if err != nil {
-		return nil, err
-	}
-	sealer, err := token.NewSealer(masterKey)
-	if err != nil {
-		return nil, err
-	}
 	catalog, err := access.ParseCatalog(access.Builtin())
 	if err != nil {
 		return nil, err
 	}
-	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.DataDir, "tabard.db")); err != nil {
+	opened, err := sqlite.Open(ctx, filepath.Join(cfg.DataDir, "tabard.db"))
+	if err != nil {
 		return nil, err
 	}
+	s.store = opened
 	if s.directory, err = directory.Open(ctx, directory.Config{Store: s.store, Catalog: catalog, Now: cfg.Now}); err != nil {
+		return nil, err
+	}
+	sealer, err := s.openSealer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	driver, err := s.openDriver()
+	if err != nil {
 		return nil, err
 	}
 	metrics := newMetrics(s.directory)
@@ -138,9 +141,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Directory: s.directory, IAM: grants, Tokens: instances, Signer: s.hostKeys, Journal: s.journal,
 		Names: names, Region: cfg.Region, Now: cfg.Now, Log: cfg.Log,
 	})
-	if err := s.openHost(meta); err != nil {
-		return nil, err
-	}
+	s.openHost(driver, meta)
 	s.mux = s.routes(routesConfig{
 		api: &api.Config{
 			Directory: s.directory, Auth: grants, Journal: s.journal, Names: names, URL: s.cfg.URL,
@@ -154,20 +155,23 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 // bind opens the listeners, so that the server's URL is known when the rest is
 // put together.
 func (s *Server) bind(ctx context.Context) error {
+	if s.cfg.TLSCert != "" {
+		cert, err := tls.LoadX509KeyPair(s.cfg.TLSCert, s.cfg.TLSKey)
+		if err != nil {
+			return fmt.Errorf("load the TLS certificate: %w", err)
+		}
+		s.tls = &tls.Config{
+			Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
+		}
+	}
 	var lc net.ListenConfig
 	for _, addr := range s.cfg.Listen {
 		l, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
 			return fmt.Errorf("listen on %s: %w", addr, err)
 		}
-		if s.cfg.TLSCert != "" {
-			cert, err := tls.LoadX509KeyPair(s.cfg.TLSCert, s.cfg.TLSKey)
-			if err != nil {
-				return errors.Join(fmt.Errorf("load the TLS certificate: %w", err), l.Close())
-			}
-			l = tls.NewListener(l, &tls.Config{
-				Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
-			})
+		if s.tls != nil {
+			l = tls.NewListener(l, s.tls)
 		}
 		s.listeners = append(s.listeners, l)
 	}
@@ -222,7 +226,7 @@ func (s *Server) firstAccount(ctx context.Context, names crn.Names, sealer *toke
 		accounts = s.directory.Accounts.All()
 		s.cfg.Log.Info("made the first account; its owner's API key is in the file", "account", owner.AccountID, "file", file)
 	}
-	if _, err := os.Stat(draft); err == nil {
+	if whole(draft) {
 		if err := os.Rename(draft, file); err != nil {
 			return "", fmt.Errorf("name the owner's file: %w", err)
 		}
@@ -237,6 +241,14 @@ func (s *Server) firstAccount(ctx context.Context, names crn.Names, sealer *toke
 		}
 	}
 	return oldest.ID, nil
+}
+
+// whole reports whether the file holds an owner. One that a crash cut short
+// must not take the place of the file that it was to replace.
+func whole(file string) bool {
+	b, err := os.ReadFile(file)
+	var o bootstrap.Owner
+	return err == nil && json.Unmarshal(b, &o) == nil && o.APIKey != ""
 }
 
 // refreshURL keeps the URL in the owner's file true when the server moved. The
@@ -268,7 +280,11 @@ func writePrivate(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	// A file that lies there already may be somebody else's, or open to others.
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("write the owner's file: %w", err)
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("write the owner's file: %w", err)
 	}
@@ -296,12 +312,31 @@ func (s *Server) publishHost(tx *directory.Tx, published jose.JSONWebKeySet) {
 	s.directory.Hosts.Put(tx, &h)
 }
 
-// openHost prepares the machine's own host agent.
-func (s *Server) openHost(meta *metadata.Service) error {
+// openSealer loads the master key. A new one is made only where nothing is
+// sealed yet: beside data that was sealed under another key, a new key would
+// hide the loss of the old one.
+func (s *Server) openSealer(ctx context.Context) (*token.Sealer, error) {
+	master := s.cfg.Master
+	if master.File == "" {
+		master.File = filepath.Join(s.cfg.DataDir, "master.key")
+	}
+	key, err := master.Load(ctx, s.directory.Accounts.Len() == 0)
+	if err != nil {
+		return nil, err
+	}
+	return token.NewSealer(key)
+}
+
+// openDriver makes what runs instances on this machine, or nil.
+func (s *Server) openDriver() (host.Driver, error) {
 	sum := sha256.Sum256([]byte(absolute(s.cfg.DataDir)))
-	driver, err := newDriver(s.cfg.Driver, hex.EncodeToString(sum[:4]), s.cfg.Log)
-	if err != nil || driver == nil {
-		return err
+	return newDriver(s.cfg.Driver, hex.EncodeToString(sum[:4]), s.cfg.Log)
+}
+
+// openHost prepares the machine's own host agent.
+func (s *Server) openHost(driver host.Driver, meta *metadata.Service) {
+	if driver == nil {
+		return
 	}
 	var addrs []netip.AddrPort
 	for _, l := range s.listeners {
@@ -312,11 +347,10 @@ func (s *Server) openHost(meta *metadata.Service) error {
 	s.host = host.NewController(host.ControllerConfig{
 		Directory: s.directory, Driver: driver, HostID: localHost, Log: s.cfg.Log,
 		Handlers: func(id string) host.Handlers {
-			return host.Handlers{Metadata: meta.Handler(id), Server: s.handler(), ServerAddrs: addrs}
+			return host.Handlers{Metadata: meta.Handler(id), Server: s.handler(), ServerAddrs: addrs, ServerTLS: s.tls}
 		},
 	})
 	s.cfg.Log.Info("instances run on this machine", "driver", driver.Name())
-	return nil
 }
 
 func absolute(dir string) string {

@@ -4,6 +4,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -75,13 +76,16 @@ type Event struct {
 
 // NewEvent encodes an activity event.
 func NewEvent(e *activity.Event) (Event, error) {
-	doc, err := json.Marshal(e)
-	if err != nil {
+	e.Bound()
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false) // one byte of a caller's must not become six
+	if err := enc.Encode(e); err != nil {
 		return Event{}, fmt.Errorf("encode activity event %s: %w", e.Action, err)
 	}
 	return Event{
 		Time: e.Time.Time, AccountID: e.AccountID, CorrelationID: e.CorrelationID,
-		Action: e.Action, Outcome: e.Outcome, Doc: doc,
+		Action: e.Action, Outcome: e.Outcome, Doc: bytes.TrimSuffix(buf.Bytes(), []byte("\n")),
 	}, nil
 }
 

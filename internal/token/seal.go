@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -86,8 +87,9 @@ type MasterKey struct {
 
 const commandTimeout = 30 * time.Second
 
-// Load returns the 32 bytes.
-func (m MasterKey) Load(ctx context.Context) ([]byte, error) {
+// Load returns the 32 bytes. A file that does not exist is made only when
+// mayMake says so: when nothing is sealed yet.
+func (m MasterKey) Load(ctx context.Context, mayMake bool) ([]byte, error) {
 	switch {
 	case m.Value != "":
 		return decodeMaster(m.Value, "the environment")
@@ -102,16 +104,23 @@ func (m MasterKey) Load(ctx context.Context) ([]byte, error) {
 		}
 		return decodeMaster(string(out), "the master key command")
 	}
-	return m.loadFile()
+	return m.loadFile(mayMake)
 }
 
-func (m MasterKey) loadFile() ([]byte, error) {
+func (m MasterKey) loadFile(mayMake bool) ([]byte, error) {
 	b, err := os.ReadFile(m.File)
 	if err == nil {
+		if info, err := os.Stat(m.File); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 {
+			return nil, fmt.Errorf("the master key %s can be read by others (mode %04o): chmod 600 it, and think about who has seen it",
+				m.File, info.Mode().Perm())
+		}
 		return decodeMaster(string(b), m.File)
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read the master key: %w", err)
+	}
+	if !mayMake {
+		return nil, fmt.Errorf("the master key %s does not exist, and the data were sealed under it: put it back, or name its place with --master-key-file, TABARD_MASTER_KEY or --master-key-command", m.File)
 	}
 	key := make([]byte, masterKeySize)
 	rand.Read(key) // never fails, see crypto/rand

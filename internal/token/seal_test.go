@@ -78,7 +78,7 @@ func TestTheMasterKeyComesFromTheFirstPlaceThatIsGiven(t *testing.T) {
 		{"command", token.MasterKey{Command: "echo " + encode(2), File: file}, 2},
 		{"file", token.MasterKey{File: file}, 3},
 	} {
-		got, err := tt.from.Load(context.Background())
+		got, err := tt.from.Load(context.Background(), true)
 		if err != nil || !bytes.Equal(got, bytes.Repeat([]byte{tt.want}, 32)) {
 			t.Errorf("%s: %x, %v", tt.name, got, err)
 		}
@@ -87,11 +87,11 @@ func TestTheMasterKeyComesFromTheFirstPlaceThatIsGiven(t *testing.T) {
 
 func TestAMasterKeyFileIsMadeOnceAndForItsOwnerOnly(t *testing.T) {
 	from := token.MasterKey{File: filepath.Join(t.TempDir(), "master.key")}
-	first, err := from.Load(context.Background())
+	first, err := from.Load(context.Background(), true)
 	if err != nil || len(first) != 32 || bytes.Equal(first, make([]byte, 32)) {
 		t.Fatalf("%x, %v", first, err)
 	}
-	if second, err := from.Load(context.Background()); err != nil || !bytes.Equal(first, second) {
+	if second, err := from.Load(context.Background(), true); err != nil || !bytes.Equal(first, second) {
 		t.Errorf("%x and then %x, %v", first, second, err)
 	}
 	info, err := os.Stat(from.File)
@@ -109,11 +109,44 @@ func TestABrokenMasterKeyIsAnErrorThatDoesNotShowIt(t *testing.T) {
 		"value": {Value: "hunter2hunter2"}, "command's output": {Command: "echo hunter2hunter2"}, "file": {File: file},
 		"short value": {Value: "aGVsbG8="}, "failing command": {Command: "exit 3"}, "no file's directory": {File: filepath.Join(file, "x")},
 	} {
-		_, err := from.Load(context.Background())
+		_, err := from.Load(context.Background(), true)
 		if err == nil {
 			t.Errorf("%s: no error", name)
 		} else if bytes.Contains([]byte(err.Error()), []byte("hunter2")) {
 			t.Errorf("%s: the error shows the key: %v", name, err)
 		}
+	}
+}
+
+func TestAMasterKeyThatOthersCanReadIsRefused(t *testing.T) {
+	from := token.MasterKey{File: filepath.Join(t.TempDir(), "master.key")}
+	if _, err := from.Load(context.Background(), true); err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []os.FileMode{0o640, 0o604, 0o660, 0o666} {
+		if err := os.Chmod(from.File, mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := from.Load(context.Background(), true); err == nil {
+			t.Errorf("mode %o was taken", mode)
+		}
+	}
+	if err := os.Chmod(from.File, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := from.Load(context.Background(), true); err != nil {
+		t.Errorf("a file that nobody can write: %v", err)
+	}
+}
+
+// A master key that is gone must not be replaced while something is sealed
+// under it.
+func TestALostMasterKeyIsNotMadeAnew(t *testing.T) {
+	from := token.MasterKey{File: filepath.Join(t.TempDir(), "master.key")}
+	if _, err := from.Load(context.Background(), false); err == nil {
+		t.Error("no error")
+	}
+	if _, err := os.Stat(from.File); err == nil {
+		t.Error("the file was made")
 	}
 }

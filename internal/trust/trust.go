@@ -60,13 +60,12 @@ type Verdict struct {
 	ruleDiff    difference
 }
 
-// difference is the first point in which a link or rule and the evidence
-// disagree, and how many points agreed before and after it.
+// difference is where a link or rule and the evidence disagree, and in how many
+// points they agree.
 type difference struct {
 	agreed        int
-	differs       bool
-	point         string
-	wanted, found string
+	points        []string // of disagreement
+	wanted, found string   // at the first of them
 }
 
 // Match decides whether the evidence may put on the profile. A link or a rule
@@ -78,7 +77,7 @@ func Match(c Candidate, ev Evidence) Verdict {
 	v := Verdict{evidence: ev, candidate: c}
 	for _, l := range c.Links {
 		d := compareLink(c.Profile, l, ev)
-		if !d.differs {
+		if len(d.points) == 0 {
 			v.Matched, v.Link = true, l
 			return v
 		}
@@ -88,7 +87,7 @@ func Match(c Candidate, ev Evidence) Verdict {
 	}
 	for _, r := range c.Rules {
 		d := compareRule(c.Profile, r, ev)
-		if !d.differs {
+		if len(d.points) == 0 {
 			v.Matched, v.Rule = true, r
 			return v
 		}
@@ -108,6 +107,10 @@ func compareLink(p *identity.Profile, l *identity.Link, ev Evidence) difference 
 		d.compare("link.namespace", l.Namespace, ev.Namespace, l.Namespace != "" && l.Namespace == ev.Namespace)
 		d.compare("link.name", l.ServiceAccount, ev.ServiceAccount, l.ServiceAccount != "" && l.ServiceAccount == ev.ServiceAccount)
 	}
+	if l.CRType == identity.CE {
+		// No verifier proves components yet; a link to one covers nothing else.
+		d.compare("link.component_name", l.ComponentName, "(not proved)", false)
+	}
 	d.compare("account", p.AccountID, ev.AccountID, l.CrossAccount || p.AccountID == ev.AccountID)
 	return d
 }
@@ -126,12 +129,14 @@ func compareRule(p *identity.Profile, r *identity.ClaimRule, ev Evidence) differ
 }
 
 func (d *difference) compare(point, wanted, found string, ok bool) {
-	switch {
-	case ok:
+	if ok {
 		d.agreed++
-	case !d.differs:
-		d.differs, d.point, d.wanted, d.found = true, point, wanted, found
+		return
 	}
+	if len(d.points) == 0 {
+		d.wanted, d.found = wanted, found
+	}
+	d.points = append(d.points, point)
 }
 
 // Holds reports whether a condition is true of a claim that is present
@@ -276,8 +281,8 @@ func (v Verdict) failLink(t *activity.Trace) {
 		return
 	}
 	l, d := v.nearestLink, v.linkDiff
-	t.Fail("profile-link", fmt.Sprintf("%s: %s = %s", describeLink(l), d.point, d.wanted), d.found,
-		fmt.Sprintf("nearest of %d links is %s; it differs in %s", len(v.candidate.Links), l.ID, d.point))
+	t.Fail("profile-link", fmt.Sprintf("%s: %s = %s", describeLink(l), d.points[0], d.wanted), d.found,
+		fmt.Sprintf("the nearest link (of %d) is %s; it differs in %s", len(v.candidate.Links), l.ID, strings.Join(d.points, ", ")))
 }
 
 func (v Verdict) failRule(t *activity.Trace) {
@@ -287,8 +292,8 @@ func (v Verdict) failRule(t *activity.Trace) {
 		return
 	}
 	r, d := v.nearestRule, v.ruleDiff
-	t.Fail("profile-rule", fmt.Sprintf("%s: %s %s", describeRule(r), d.point, d.wanted), d.found,
-		fmt.Sprintf("nearest of %d rules is %s; it differs in %s", len(v.candidate.Rules), r.ID, d.point))
+	t.Fail("profile-rule", fmt.Sprintf("%s: %s %s", describeRule(r), d.points[0], d.wanted), d.found,
+		fmt.Sprintf("the nearest rule (of %d) is %s; it differs in %s", len(v.candidate.Rules), r.ID, strings.Join(d.points, ", ")))
 }
 
 func (v Verdict) describeEvidence() string {

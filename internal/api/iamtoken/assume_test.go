@@ -134,6 +134,7 @@ func TestAProfileSessionCannotPutOnAnotherProfile(t *testing.T) {
 	} {
 		raw := f().want(200)["access_token"].(string)
 		t.Run(name, func(t *testing.T) {
+			defer s.as(t)()
 			s.refused(s.post(assumeForm(raw, "profile_id", second.ID)), grant.CodeNotEligible, s.Owner.AccountID, grant.CheckTrust)
 			s.refused(s.post(assumeForm(raw, "profile_id", first.ID)), grant.CodeNotEligible, s.Owner.AccountID, grant.CheckTrust)
 		})

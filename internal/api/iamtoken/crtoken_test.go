@@ -23,9 +23,9 @@ func TestAServiceAccountTokenGivesTheProfilesToken(t *testing.T) {
 	c := k.cluster(s.Owner.AccountID, "my-cluster")
 	p := s.profile(s.Owner.AccountID, "my-trusted-profile")
 	s.link(p, c)
-	a := s.post(crForm(k.token(), "profile_id", p.ID, "scope", "s1 s2"))
+	a := s.post(crForm(k.token(), "profile_id", p.ID))
 	m := a.want(200)
-	if m["refresh_token"] != "not_supported" || m["expires_in"] != 3600.0 || m["token_type"] != "Bearer" || m["scope"] != "s1 s2" {
+	if m["refresh_token"] != "not_supported" || m["expires_in"] != 3600.0 || m["token_type"] != "Bearer" || m["scope"] != "ibm openid" {
 		t.Errorf("answer %v", m)
 	}
 	name := "my-cluster:default:app:app-7f9"
@@ -34,7 +34,7 @@ func TestAServiceAccountTokenGivesTheProfilesToken(t *testing.T) {
 		"name":    "my-trusted-profile",
 		"authn":   map[string]any{"sub": c.CRN, "iam_id": "crn-" + c.CRN, "sub_type": "ComputeResource", "name": name},
 		"account": map[string]any{"valid": true, "bss": s.Owner.AccountID, "frozen": false},
-		"iss":     issuerURL, "grant_type": grant.TypeCRToken, "scope": "s1 s2", "client_id": "default", "acr": 0.0,
+		"iss":     issuerURL, "grant_type": grant.TypeCRToken, "scope": "ibm openid", "client_id": "default", "acr": 0.0,
 	}
 	if diff := cmp.Diff(want, steady(t, m["access_token"], 3600)); diff != "" {
 		t.Errorf("claims:\n%s", diff)
@@ -140,6 +140,7 @@ func TestATokenThatIsNoEvidenceIsRefusedAndToldApart(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			defer s.as(t)()
 			id := p.ID
 			if name == "unknown profile" {
 				id = "Profile-none"
@@ -306,14 +307,24 @@ func TestTwoAccountsThatRegisteredOneIssuerEachGetTheirOwnProfile(t *testing.T) 
 	k := s.issuer("https://shared.test")
 	mine, theirs := k.cluster(s.Owner.AccountID, "shared"), k.cluster(s.Other.AccountID, "shared")
 	p, q := s.profile(s.Owner.AccountID, "same-name"), s.profile(s.Other.AccountID, "same-name")
+	s.profile(s.Other.AccountID, "only-theirs")
 	link := s.link(q, theirs)
-	for _, selector := range [][]string{{"profile_id", q.ID}, {"profile_crn", profileCRN(q)}, {"profile_name", "same-name"}} {
+	for _, selector := range [][]string{{"profile_id", q.ID}, {"profile_crn", profileCRN(q)}, {"profile_id", q.ID, "profile_name", "same-name"}} {
 		a := s.post(crForm(k.token(), selector...))
 		c := claims(t, a.want(200)["access_token"])
 		if c["identifier"] != q.ID || c["authn"].(map[string]any)["sub"] != theirs.CRN || s.event(a).AccountID != s.Other.AccountID {
 			t.Errorf("%v: claims %v", selector, c)
 		}
 	}
+	// The name alone does not decide in whose account the pod acts, whether or
+	// not the profiles have links; both accounts see that it was tried.
+	a := s.post(crForm(k.token(), "profile_name", "same-name"))
+	if m := a.wantError(400, grant.CodeNotEligible); !strings.Contains(fmt.Sprint(m["errorDetails"]), "profile_id") {
+		t.Errorf("details %v", m["errorDetails"])
+	}
+	s.refusedInBoth(a, grant.CheckProfile)
+	s.refusedInBoth(s.post(crForm(k.token(), "profile_name", "no-such")), grant.CheckProfile)
+	s.refused(s.post(crForm(k.token(), "profile_name", "only-theirs")), grant.CodeNotEligible, s.Other.AccountID, grant.CheckLink)
 	s.refused(s.post(crForm(k.token(), "profile_id", p.ID)), grant.CodeNotEligible, s.Owner.AccountID, grant.CheckLink)
 	// A link to the other account's registration of the same cluster is none.
 	s.update(func(tx *directory.Tx) { s.d.Links.Delete(tx, link) })
@@ -324,6 +335,37 @@ func TestTwoAccountsThatRegisteredOneIssuerEachGetTheirOwnProfile(t *testing.T) 
 	s.refused(s.post(crForm(k.token(), "profile_id", p.ID)), grant.CodeNotEligible, s.Owner.AccountID, grant.CheckLink)
 	s.link(p, mine)
 	s.post(crForm(k.token(), "profile_id", p.ID)).want(200)
+}
+
+// refusedInBoth fails the test unless the refusal stands in both accounts'
+// logs, explained by the failed check, and neither log names the other account.
+func (s *stack) refusedInBoth(a *answer, check string) {
+	s.T.Helper()
+	events := s.events(a.header.Get("Transaction-Id"))
+	if len(events) != 2 || events[0].AccountID != s.Owner.AccountID || events[1].AccountID != s.Other.AccountID {
+		s.T.Fatalf("events %+v, want one in each account", events)
+	}
+	for n, other := range []string{s.Other.AccountID, s.Owner.AccountID} {
+		e := events[n]
+		if failed, ok := e.Trace.Failed(); !ok || failed.Name != check || e.Outcome != activity.Failure {
+			s.T.Errorf("event %+v", e)
+		}
+		if doc := fmt.Sprintf("%+v", e); strings.Contains(doc, other) {
+			s.T.Errorf("the event names the other account %s: %s", other, doc)
+		}
+	}
+}
+
+func TestARefusalStandsInTheLogOfEachAccountItWasAimedAt(t *testing.T) {
+	s := start(t)
+	k := s.issuer("https://shared.test")
+	k.cluster(s.Owner.AccountID, "mine")
+	k.cluster(s.Other.AccountID, "theirs")
+	m := k.claims()
+	m["aud"] = "vault"
+	a := s.post(crForm(k.sign(m), "profile_name", "p"))
+	a.wantError(400, grant.CodeUnsupported)
+	s.refusedInBoth(a, attest.CheckAudience)
 }
 
 func TestWhoRegistersAnotherOnesIssuerWithKeysOfHisOwnGainsNothing(t *testing.T) {

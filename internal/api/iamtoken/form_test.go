@@ -60,8 +60,8 @@ func TestTheFormIsReadStrictly(t *testing.T) {
 		"parameters in the URL too": {"?account=x&apikey=y", key, formType, 200, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
+			defer s.as(t)()
 			a := s.send("/identity/token"+c.path, c.body, with("Content-Type", c.contentType))
-			a.t = t
 			if c.status == 200 {
 				a.want(200)
 				return
@@ -88,15 +88,30 @@ func TestSpacesAndNewlinesComeAsClientsSendThem(t *testing.T) {
 	k := s.issuer("https://cluster.test")
 	p := s.profile(s.Owner.AccountID, "my prof")
 	s.link(p, k.cluster(s.Owner.AccountID, "c"))
-	for _, encoded := range []string{"my+prof&scope=s1+s2", "my%20prof&scope=s1%20s2"} {
+	for _, encoded := range []string{"my+prof&scope=openid+ibm", "my%20prof&scope=openid%20ibm"} {
 		body := "cr_token=" + k.token() + "%0A&grant_type=urn%3Aibm%3Aparams%3Aoauth%3Agrant-type%3Acr-token&profile_id=" + p.ID + "&profile_name=" + encoded
 		m := s.send("/identity/token", body).want(200)
-		if c := claims(t, m["access_token"]); c["scope"] != "s1 s2" {
+		if c := claims(t, m["access_token"]); c["scope"] != "ibm openid" {
 			t.Errorf("scope %v", c["scope"])
 		}
 	}
 	for _, space := range []string{"\n", "\r\n", " \n", "\t"} {
 		s.post(crForm(k.token()+space, "profile_id", p.ID)).want(200)
+	}
+}
+
+func TestATokenCarriesNoScopeThatItsHolderMadeUp(t *testing.T) {
+	s := start(t)
+	for asked, want := range map[string]string{
+		"": "ibm openid", "openid": "openid", "openid ibm": "ibm openid", "admin": "ibm openid", "openid admin": "openid",
+		strings.Repeat("x", 60000): "ibm openid",
+	} {
+		f := apiKeyForm(s.Owner.APIKey)
+		f.Set("scope", asked)
+		m := s.post(f).want(200)
+		if c := claims(t, m["access_token"]); c["scope"] != want || m["scope"] != want {
+			t.Errorf("asked for %.20q: token has %v, answer %v, want %q", asked, c["scope"], m["scope"], want)
+		}
 	}
 }
 

@@ -72,11 +72,7 @@ func (h *handler) token(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, started, fault.New(fault.Invalid, "BXNIM0060E", "HTTP 405 Method Not Allowed"), http.StatusMethodNotAllowed)
 		return
 	}
-	origin := grant.Origin{
-		TransactionID: api.TransactionID(r.Context()),
-		Address:       api.PeerHost(r).Address, Agent: api.PeerHost(r).Agent,
-		ClientID: grant.DefaultClient,
-	}
+	origin := originOf(r)
 	form, err := h.form(w, r)
 	if err != nil {
 		h.refuse(w, r, started, h.cfg.Grants.RefuseForm(r.Context(), origin, fault.Of(err)))
@@ -100,6 +96,14 @@ func (h *handler) token(w http.ResponseWriter, r *http.Request) {
 		ExpiresIn: a.Claims.Expires - a.Claims.IssuedAt, Expiration: a.Claims.Expires,
 		Scope: a.Claims.Scope, SessionID: a.Claims.SessionID,
 	})
+}
+
+func originOf(r *http.Request) grant.Origin {
+	peer := api.PeerHost(r)
+	return grant.Origin{
+		TransactionID: api.TransactionID(r.Context()),
+		Address:       peer.Address, Agent: peer.Agent, ClientID: grant.DefaultClient,
+	}
 }
 
 func (h *handler) dispatch(r *http.Request, o grant.Origin, f fields) (grant.Answer, error) {
@@ -281,8 +285,15 @@ func (h *handler) introspect(w http.ResponseWriter, r *http.Request) {
 		if c, err := h.cfg.Grants.Caller(strings.TrimSpace(f["token"])); err == nil {
 			active, claims = true, c
 		}
-	} else if c, err := h.cfg.Grants.Holder(f["apikey"]); err == nil {
-		active, claims = true, c
+	} else {
+		c, err := h.cfg.Grants.Holder(r.Context(), originOf(r), f["apikey"])
+		if fault.Is(err, fault.Unavailable) {
+			h.refuse(w, r, started, err)
+			return
+		}
+		if err == nil {
+			active, claims = true, c
+		}
 	}
 	out := map[string]any{}
 	if active {

@@ -126,6 +126,7 @@ func TestAnAPIKeyThatDoesNotCountIsRefusedAndToldApart(t *testing.T) {
 		"of another account's member": {foreignSecret, grant.CodeUserGone, s.Other.AccountID, grant.CheckSubject},
 	} {
 		t.Run(name, func(t *testing.T) {
+			defer s.as(t)()
 			for _, options := range [][]option{nil, {bx}} {
 				a := s.post(apiKeyForm(c.secret), options...)
 				if a.status != 400 {
@@ -164,6 +165,7 @@ func TestAnUnknownClientIsRefused(t *testing.T) {
 		"not base64":      with("Authorization", "Basic !!!"),
 	} {
 		t.Run(name, func(t *testing.T) {
+			defer s.as(t)()
 			a := s.post(apiKeyForm(s.Owner.APIKey), o)
 			if a.status != 401 {
 				t.Errorf("status %d", a.status)
@@ -241,6 +243,7 @@ func TestNoOtherTokenPassesForARefreshToken(t *testing.T) {
 		"the API key":             s.Owner.APIKey,
 	} {
 		t.Run(name, func(t *testing.T) {
+			defer s.as(t)()
 			s.refused(s.post(refreshForm(raw), bx), grant.CodeInvalidToken, s.Owner.AccountID, grant.CheckCredential)
 		})
 	}
@@ -270,6 +273,7 @@ func TestAForgedRefreshTokenWithoutALivingKeyIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Run(name, func(t *testing.T) {
+			defer s.as(t)()
 			s.refused(s.post(refreshForm(raw), bx), grant.CodeInvalidToken, s.Owner.AccountID, grant.CheckCredential)
 		})
 	}

@@ -96,6 +96,13 @@ func (s *stack) update(f func(tx *directory.Tx)) {
 	}
 }
 
+// as makes the helpers fail t, until the returned function is called.
+func (s *stack) as(t testing.TB) func() {
+	before := s.T
+	s.T = t
+	return func() { s.T = before }
+}
+
 // user adds a user of an account.
 func (s *stack) user(account, iamID string) *identity.User {
 	s.T.Helper()

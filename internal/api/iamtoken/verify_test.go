@@ -15,6 +15,7 @@ import (
 	josejwt "github.com/go-jose/go-jose/v4/jwt"
 	"github.com/google/go-cmp/cmp"
 
+	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/journal"
@@ -36,7 +37,11 @@ func TestIntrospectionShowsALivingTokensClaims(t *testing.T) {
 			t.Error(diff)
 		}
 	}
-	m := s.introspect(form("apikey", s.Owner.APIKey)).want(200)
+	a := s.introspect(form("apikey", s.Owner.APIKey))
+	if e := s.event(a); e.Action != "iam-identity.user-apikey.introspect" || e.Outcome != activity.Success || e.AccountID != s.Owner.AccountID || e.Initiator.ID != s.Owner.IAMID {
+		t.Errorf("a key that is tried leaves the event %+v", e)
+	}
+	m := a.want(200)
 	if m["active"] != true || m["iam_id"] != s.Owner.IAMID || m["account"].(map[string]any)["bss"] != s.Owner.AccountID || m["realmid"] != "IBMid" {
 		t.Errorf("introspection of an API key: %v", m)
 	}
@@ -173,12 +178,12 @@ func TestNoTokenLeavesWithoutADurableRecord(t *testing.T) {
 		"an unknown client": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
+			defer s.as(t)()
 			client := bx
 			if f == nil {
 				client = basic("no", "no")
 			}
 			a := s.post(f, client)
-			a.t = t
 			a.wantError(503, grant.CodeUnavailable)
 			if a.header.Get("Retry-After") != "1" {
 				t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
@@ -189,6 +194,21 @@ func TestNoTokenLeavesWithoutADurableRecord(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestAnAPIKeyIsNotTriedWithoutADurableRecord(t *testing.T) {
+	s := start(t)
+	j := journal.New(journal.Config{Store: broken{}})
+	defer j.Close()
+	s.wire(j)
+	a := s.introspect(form("apikey", s.Owner.APIKey))
+	a.wantError(503, grant.CodeUnavailable)
+	if strings.Contains(a.raw, s.Owner.IAMID) || a.header.Get("Retry-After") != "1" {
+		t.Errorf("answer %s", a.raw)
+	}
+	if m := s.introspect(form("apikey", "unknown")).want(200); m["active"] != false {
+		t.Errorf("answer %v", m)
 	}
 }
 

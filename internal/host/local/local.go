@@ -93,9 +93,17 @@ func (d *driver) Start(ctx context.Context, m host.Machine, h host.Handlers) err
 			"TABARD_METADATA_URL": "http://" + own.String(),
 		}
 	}
+	if !m.Metadata {
+		// Without a proxy the request would leave for the real link-local
+		// address, which may be that of the cloud this machine runs in.
+		x.environment = map[string]string{"http_proxy": nowhere, "no_proxy": direct(h.ServerAddrs)}
+	}
 	d.machines[m.ID] = x
 	return nil
 }
+
+// nowhere is a proxy that nobody serves: port 1 of loopback.
+const nowhere = "http://127.0.0.1:1"
 
 // direct is the value of no_proxy: the hosts that are not the metadata
 // service's.

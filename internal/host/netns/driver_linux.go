@@ -331,6 +331,8 @@ func (x *machine) listenForServer(ctx context.Context, n *netlink.Handle, h host
 		return fmt.Errorf("finding lo: %w", err)
 	}
 	handler := fromMachine(x.Address, h.Server)
+	bounds := serve.Server()
+	bounds.TLS = h.ServerTLS
 	done := map[netip.AddrPort]bool{}
 	for _, outside := range h.ServerAddrs {
 		a := outside.Addr().Unmap().WithZone("")
@@ -371,7 +373,7 @@ func (x *machine) listenForServer(ctx context.Context, n *netlink.Handle, h host
 			if err != nil {
 				return err
 			}
-			x.servers.Serve(l, netip.Addr{}, handler, serve.Server())
+			x.servers.Serve(l, netip.Addr{}, handler, bounds)
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ package serve
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -23,6 +24,7 @@ type Bounds struct {
 	Idle   time.Duration // between requests
 	Bytes  int           // of a request's header
 	Conns  int           // open at a time; more wait to be accepted
+	TLS    *tls.Config   // nil for plain HTTP
 }
 
 // Metadata are the bounds of a machine's metadata service.
@@ -74,7 +76,11 @@ func (g *Group) Serve(l *net.TCPListener, from netip.Addr, h http.Handler, b Bou
 		slots: make(chan struct{}, b.Conns), closed: make(chan struct{}),
 	}
 	g.running.Go(func() {
-		if err := s.Serve(in); !errors.Is(err, http.ErrServerClosed) {
+		var l net.Listener = in
+		if b.TLS != nil {
+			l = tls.NewListener(in, b.TLS)
+		}
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			g.Log.Error("serving a machine ended", "listener", l.Addr(), "error", err)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 
@@ -62,6 +63,14 @@ const version = 1
 
 // Open opens the store in a file, which it makes if there is none.
 func Open(ctx context.Context, file string) (*Store, error) {
+	// SQLite gives its other files the mode of this one.
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", file, err)
+	}
+	if err := f.Close(); err != nil {
+		return nil, fmt.Errorf("open %s: %w", file, err)
+	}
 	write, err := sql.Open("sqlite", dsn(file, "synchronous(FULL)", "temp_store(MEMORY)", "wal_autocheckpoint(4000)"))
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file, err)

@@ -109,3 +109,21 @@ func TestTheFileIsWrittenThroughToTheDisk(t *testing.T) {
 		}
 	}
 }
+
+func TestTheFilesAreForTheirOwnerOnly(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, filepath.Join(dir, "tabard.db"))
+	defer s.Close() //nolint:errcheck // the test is over
+	if err := s.Commit(context.Background(), store.Batch{Puts: []store.Put{{Record: store.Record{Kind: "k", ID: "a", Revision: 1, Doc: []byte("{}")}}}}); err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) < 2 {
+		t.Fatalf("files %v, %v", files, err)
+	}
+	for _, f := range files {
+		if info, err := f.Info(); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v, %v", f.Name(), info.Mode(), err)
+		}
+	}
+}

@@ -29,10 +29,13 @@ func ksCommands() *cobra.Command {
 	)
 }
 
+// defaultIssuer is what clusters are set up with when nobody says otherwise.
+const defaultIssuer = "https://kubernetes.default.svc.cluster.local"
+
 func clusterRegisterCommand() *cobra.Command {
 	var issuer, caFile, jwksFile, audience, crType, location, group string
 	c := spec{
-		use: "cluster-register NAME (--issuer URL [--ca-file FILE] | --jwks FILE --issuer ISSUER)", short: "Register a Kubernetes cluster", args: cobra.ExactArgs(1),
+		use: "cluster-register NAME (--issuer URL [--ca-file FILE] | --jwks FILE [--issuer ISSUER])", short: "Register a Kubernetes cluster", args: cobra.ExactArgs(1),
 		more: "The issuer is the iss claim of the cluster's service-account tokens: kubectl get --raw\n" +
 			"/.well-known/openid-configuration tells it. The server gets the cluster's keys from there. Where it cannot reach\n" +
 			"the cluster, give it the keys: kubectl get --raw /openid/v1/jwks writes the file.",
@@ -51,7 +54,8 @@ func clusterRegisterCommand() *cobra.Command {
 		run: func(s *session, args []string) error {
 			switch {
 			case issuer == "" && jwksFile != "":
-				return Usage("--jwks needs --issuer too: keys say nothing about whose tokens they sign; give the iss claim of the cluster's service-account tokens")
+				issuer = defaultIssuer
+				s.warn("--issuer was not given; taking %s, the default of kubeadm. Tokens with another iss claim will be refused.", issuer)
 			case issuer == "":
 				return Usage("give --issuer, and --jwks as well where the server cannot reach the cluster")
 			}

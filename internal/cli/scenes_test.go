@@ -140,7 +140,9 @@ func TestTheCommandLinesOfAPodWorkAsWritten(t *testing.T) {
 	wantBody(t, s.sent("POST /v1/clusters"), item("name", "my-cluster", "issuer", "https://kubernetes.default.svc",
 		"jwks", item("keys", []any{item("kty", "EC")}), "audience", "mine", "type", "ROKS_SA"))
 
-	run(t, "ks", "cluster-register", "my-cluster", "--jwks", "jwks.json").want(2, "--jwks needs --issuer")
+	run(t, "ks", "cluster-register", "my-cluster", "--jwks", "jwks.json").want(0)
+	wantBody(t, s.sent("POST /v1/clusters"), item("name", "my-cluster", "issuer", "https://kubernetes.default.svc.cluster.local",
+		"jwks", item("keys", []any{item("kty", "EC")})))
 	run(t, "ks", "cluster-register", "my-cluster").want(2, "give --issuer")
 	if sent := s.requests(); len(sent) != 0 {
 		t.Errorf("wrong usage sent requests: %v", sent)

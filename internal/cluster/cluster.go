@@ -92,14 +92,31 @@ type Host struct {
 }
 
 // KeyIDs returns the ids of the host's keys.
-func (h *Host) KeyIDs() []string {
+func (h *Host) KeyIDs() []string { return keyIDs(h.JWKS) }
+
+// Claims returns what no two clusters of one account may share, so that a token
+// can come from one of them only: the issuer, and where the keys were uploaded,
+// the issuer with each of them. Many clusters are set up with the same issuer.
+func (c *Cluster) Claims() []string {
+	ids := keyIDs(c.JWKS)
+	if len(c.JWKS) == 0 {
+		ids = []string{""}
+	}
+	claims := make([]string, len(ids))
+	for i, id := range ids {
+		claims[i] = c.Issuer + "\x00" + id
+	}
+	return claims
+}
+
+func keyIDs(jwks []byte) []string {
 	var set struct {
 		Keys []struct {
 			KeyID string `json:"kid"`
 		} `json:"keys"`
 	}
-	if json.Unmarshal(h.JWKS, &set) != nil {
-		return nil // a host without readable keys signs nothing
+	if json.Unmarshal(jwks, &set) != nil {
+		return nil // whoever has no readable keys signs nothing
 	}
 	ids := make([]string, len(set.Keys))
 	for i, k := range set.Keys {

@@ -96,8 +96,11 @@ func (d *Directory) define() {
 		func(c *cluster.Cluster) *object.Meta { return &c.Meta },
 		func(c *cluster.Cluster) string { return c.ID })
 	d.Clusters.unique = func(c *cluster.Cluster) []string {
-		// Two clusters of one account with one issuer could not be told apart.
-		return []string{Key(c.AccountID, "name", c.Name), Key(c.AccountID, "issuer", c.Issuer)}
+		keys := []string{Key(c.AccountID, "name", c.Name)}
+		for _, claim := range c.Claims() {
+			keys = append(keys, Key(c.AccountID, "issuer", claim))
+		}
+		return keys
 	}
 	d.ClustersByIssuer = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.Issuer} })
 	d.ClustersByAccount = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.AccountID} })

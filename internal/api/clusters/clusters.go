@@ -155,7 +155,7 @@ func (h family) prepare(c *api.Call, b *registration) error {
 	if err := c.Authorize(actionCreate, resourceOf(c, k)); err != nil {
 		return err
 	}
-	if err := issuerFree(c, k.Issuer); err != nil {
+	if err := issuerFree(c, k); err != nil {
 		return err
 	}
 	n, err := h.keys.Check(c.R.Context(), k)
@@ -288,12 +288,18 @@ func newID() string {
 	return string(id)
 }
 
-// issuerFree refuses an issuer that the account has registered already: two
-// clusters would claim the same tokens.
-func issuerFree(c *api.Call, issuer string) error {
-	for _, other := range c.Directory.ClustersByIssuer.Get(issuer) {
-		if other.AccountID == c.Account() {
-			return fault.New(fault.Conflict, "issuer_taken", "The issuer %q is already registered, as cluster %q.", issuer, other.Name)
+// issuerFree refuses a cluster that would claim the same tokens as another of
+// the account: one with the same issuer, unless the keys of both were uploaded
+// and differ.
+func issuerFree(c *api.Call, k *cluster.Cluster) error {
+	for _, other := range c.Directory.ClustersByIssuer.Get(k.Issuer) {
+		if other.AccountID != c.Account() {
+			continue
+		}
+		shared := slices.ContainsFunc(k.Claims(), func(claim string) bool { return slices.Contains(other.Claims(), claim) })
+		if shared || len(k.JWKS) == 0 || len(other.JWKS) == 0 {
+			return fault.New(fault.Conflict, "issuer_taken",
+				"The issuer %q is already registered, as cluster %q. Clusters with one issuer are told apart by uploaded keys.", k.Issuer, other.Name)
 		}
 	}
 	return nil
@@ -307,7 +313,7 @@ func load(c *api.Call, b *registration) (*cluster.Cluster, api.Target, error) {
 	if _, err := group(c, k.ResourceGroupID); err != nil {
 		return nil, target, err
 	}
-	return k, target, issuerFree(c, k.Issuer)
+	return k, target, issuerFree(c, k)
 }
 
 func create(c *api.Call, tx *directory.Tx, b *registration, k *cluster.Cluster) (api.Reply, api.Target, error) {

@@ -52,7 +52,7 @@ func keySet(t *testing.T, n int) json.RawMessage {
 	t.Helper()
 	var set jose.JSONWebKeySet
 	for i := range n {
-		set.Keys = append(set.Keys, jose.JSONWebKey{Key: newKey(t).Public(), KeyID: fmt.Sprint("key", i), Algorithm: "ES256", Use: "sig"})
+		set.Keys = append(set.Keys, jose.JSONWebKey{Key: newKey(t).Public(), KeyID: fmt.Sprint("key", i, "-", rand.Text()), Algorithm: "ES256", Use: "sig"})
 	}
 	return marshal(t, set)
 }
@@ -273,6 +273,13 @@ func TestAnIssuerIsRegisteredOncePerAccount(t *testing.T) {
 	other := post(body)
 	other.As = e.Other.IAMID
 	e.Do(other).Want(201)
+
+	// Clusters set up alike have one issuer; their keys tell them apart.
+	body["jwks"] = keySet(t, 2)
+	e.Do(post(body)).Want(201)
+	iss := newIssuer(t, keySet(t, 1))
+	e.Do(post(map[string]any{"name": "fetched", "issuer": iss.URL, "ca": iss.ca})).Want(201)
+	wantError(t, e.Do(post(map[string]any{"name": "beside", "issuer": iss.URL, "jwks": keySet(t, 1)})), 409, "issuer_taken")
 }
 
 func TestOfManyRegistrationsOfOneIssuerOneWins(t *testing.T) {

@@ -168,25 +168,36 @@ func TestATokenThatIsNoEvidenceIsRefusedAndToldApart(t *testing.T) {
 }
 
 func TestAClusterWhoseKeysCannotBeHadIsOurTrouble(t *testing.T) {
-	s := start(t)
-	k := s.issuer("https://cluster.test")
-	c := k.cluster(s.Owner.AccountID, "my-cluster")
-	p := s.profile(s.Owner.AccountID, "p")
-	s.link(p, c)
-	next := *c
-	next.JWKS = []byte(`{"keys":[]}`)
-	s.update(func(tx *directory.Tx) { s.d.Clusters.Put(tx, &next) })
-	a := s.post(crForm(k.token(), "profile_id", p.ID))
-	a.wantError(503, grant.CodeUnavailable)
-	if a.header.Get("Retry-After") != "10" {
-		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
-	}
-	if strings.Contains(a.raw, "key set has") {
-		t.Errorf("the answer tells the cause: %s", a.raw)
-	}
-	e := s.event(a)
-	if failed, ok := e.Trace.Failed(); !ok || failed.Name != attest.CheckSignature || !strings.Contains(failed.Found, "the key set has 0 keys") {
-		t.Errorf("the administrator does not learn the cause: %+v", e.Trace)
+	for name, c := range map[string]struct {
+		url, cause string
+		jwks       []byte
+	}{
+		"broken upload": {"https://cluster.test", "the key set has 0 keys", []byte(`{"keys":[]}`)},
+		"nobody there":  {"http://127.0.0.1:1", "127.0.0.1:1", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t)
+			k := s.issuer(c.url)
+			registered := k.cluster(s.Owner.AccountID, "my-cluster")
+			p := s.profile(s.Owner.AccountID, "p")
+			s.link(p, registered)
+			next := *registered
+			next.JWKS = c.jwks
+			s.update(func(tx *directory.Tx) { s.d.Clusters.Put(tx, &next) })
+			for range 2 { // the second time the failure is remembered
+				a := s.post(crForm(k.token(), "profile_id", p.ID))
+				a.wantError(503, grant.CodeUnavailable)
+				if a.header.Get("Retry-After") != "10" {
+					t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
+				}
+				if strings.Contains(a.raw, c.cause) || strings.Contains(a.raw, "connect") {
+					t.Errorf("the answer tells the cause: %s", a.raw)
+				}
+				if failed, ok := s.event(a).Trace.Failed(); !ok || failed.Name != attest.CheckSignature || !strings.Contains(failed.Found, c.cause) {
+					t.Errorf("the administrator does not learn the cause: %+v", failed)
+				}
+			}
+		})
 	}
 }
 

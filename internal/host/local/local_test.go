@@ -165,15 +165,20 @@ func TestADirectRequestLooksLikeOneTo169_254_169_254(t *testing.T) {
 	}
 }
 
-func TestAMachineWithItsMetadataServiceOffHasNoListener(t *testing.T) {
+// Its requests must not leave for the real link-local address either.
+func TestAMachineWithItsMetadataServiceOffReachesNothing(t *testing.T) {
 	d := New(Config{})
 	defer d.Close()
 	if err := d.Start(context.Background(), host.Machine{ID: "0717_a"}, host.Handlers{Metadata: echo("0717_a")}); err != nil {
 		t.Fatal(err)
 	}
 	a, ok := d.Access("0717_a")
-	if !ok || a.Driver != "local" || a.Environment == nil || len(a.Environment) != 0 {
+	if !ok || a.Driver != "local" || a.Environment["http_proxy"] != nowhere || a.Environment["TABARD_METADATA_URL"] != "" {
 		t.Errorf("access: %v %v", a, ok)
+	}
+	if c, err := net.Dial("tcp", strings.TrimPrefix(nowhere, "http://")); err == nil {
+		c.Close()
+		t.Error("somebody serves where nobody should")
 	}
 }
 

@@ -88,7 +88,7 @@ func playTabard(dir, profile string) error {
 		if err != nil {
 			return err
 		}
-		defer f.Close() //nolint:errcheck // a profile is a convenience
+		defer f.Close()
 		if err := pprof.StartCPUProfile(f); err != nil {
 			return err
 		}

@@ -418,9 +418,14 @@ func TestWhatAnIssuerAnswersIsNotBelievedBlindly(t *testing.T) {
 		"a redirected document":       func(i *issuer) { i.discovery = redirect("/.well-known/openid-configuration") },
 		"redirected keys":             func(i *issuer) { i.keySet = redirect("/keys") },
 		"keys with the status 201": func(i *issuer) {
-			i.keySet = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(201); _, _ = w.Write(i.keys) }
+			i.keySet = func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(http.StatusCreated)
+				_, _ = w.Write(i.keys)
+			}
 		},
-		"forbidden keys":               func(i *issuer) { i.keySet = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) } },
+		"forbidden keys": func(i *issuer) {
+			i.keySet = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }
+		},
 		"keys that are no JSON":        func(i *issuer) { i.keySet = text("k1") },
 		"no keys":                      func(i *issuer) { i.keySet = text(`{"keys":[]}`) },
 		"keys of two megabytes":        func(i *issuer) { i.keySet = text(strings.Repeat(" ", 2<<20) + string(i.keys)) },

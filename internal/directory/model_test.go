@@ -368,7 +368,7 @@ func TestTheDirectoryAgreesWithThreeMaps(t *testing.T) {
 		if err := flag.Set(f.Name, modelRuns); err != nil {
 			t.Fatal(err)
 		}
-		defer flag.Set(f.Name, f.DefValue) //nolint:errcheck // it was this before
+		defer flag.Set(f.Name, f.DefValue)
 	}
 	dir := t.TempDir()
 	run := 0

@@ -112,7 +112,7 @@ func kids(set jose.JSONWebKeySet) []string {
 
 func kidOf(t testing.TB, raw string) string {
 	t.Helper()
-	sig, err := jose.ParseSigned(raw, []jose.SignatureAlgorithm{jose.ES256, jose.RS256})
+	sig, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.ES256, jose.RS256})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestASleepingServerRecovers(t *testing.T) {
 		if err := flag.Set(f.Name, "25"); err != nil {
 			t.Fatal(err)
 		}
-		defer flag.Set(f.Name, f.DefValue) //nolint:errcheck // it was this before
+		defer flag.Set(f.Name, f.DefValue)
 	}
 	file := filepath.Join(t.TempDir(), "tabard.db")
 	rapid.Check(t, func(rt *rapid.T) {

@@ -1,6 +1,7 @@
 package iamtoken
 
 import (
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
@@ -20,7 +21,7 @@ func FuzzForm(f *testing.F) {
 		f.Add(body)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
-		r := httptest.NewRequest("POST", "/identity/token?grant_type=from-the-url", strings.NewReader(body))
+		r := httptest.NewRequest(http.MethodPost, "/identity/token?grant_type=from-the-url", strings.NewReader(body))
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		got, err := new(handler).form(httptest.NewRecorder(), r)
 		if err != nil {

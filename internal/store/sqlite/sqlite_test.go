@@ -113,7 +113,7 @@ func TestTheFileIsWrittenThroughToTheDisk(t *testing.T) {
 func TestTheFilesAreForTheirOwnerOnly(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, filepath.Join(dir, "tabard.db"))
-	defer s.Close() //nolint:errcheck // the test is over
+	defer s.Close()
 	if err := s.Commit(context.Background(), store.Batch{Puts: []store.Put{{Record: store.Record{Kind: "k", ID: "a", Revision: 1, Doc: []byte("{}")}}}}); err != nil {
 		t.Fatal(err)
 	}

@@ -126,26 +126,62 @@ func (j *Journal) Close() {
 	<-j.done
 }
 
+// linger is how long a commit waits for company. A commit costs several times
+// what an event in it costs, so under load a shared one is worth the wait; a
+// caller who is alone never waits.
+const linger = time.Millisecond
+
 func (j *Journal) run() {
 	defer close(j.done)
+	alone := true
 	for first := range j.queue {
-		group := []entry{first}
-		events := len(first.events)
-	gather:
-		for events < j.cfg.Batch {
-			select {
-			case e, ok := <-j.queue:
-				if !ok {
-					break gather
-				}
-				group = append(group, e)
-				events += len(e.events)
-			default:
-				break gather
-			}
+		group := j.gather(first, alone)
+		alone = len(group) == 1 && len(j.queue) == 0
+		n := 0
+		for _, e := range group {
+			n += len(e.events)
 		}
-		j.commit(group, events)
+		j.commit(group, n)
 	}
+}
+
+// gather returns the entries of the next commit: the first one, those that
+// wait already, and, unless the last caller was alone, those that come soon.
+func (j *Journal) gather(first entry, alone bool) []entry {
+	group := []entry{first}
+	events := len(first.events)
+	var soon <-chan time.Time
+	if !alone {
+		timer := time.NewTimer(linger)
+		defer timer.Stop()
+		soon = timer.C
+	}
+	for events < j.cfg.Batch {
+		select {
+		case e, ok := <-j.queue:
+			if !ok {
+				return group
+			}
+			group = append(group, e)
+			events += len(e.events)
+			continue
+		default:
+		}
+		if soon == nil {
+			return group
+		}
+		select {
+		case e, ok := <-j.queue:
+			if !ok {
+				return group
+			}
+			group = append(group, e)
+			events += len(e.events)
+		case <-soon:
+			return group
+		}
+	}
+	return group
 }
 
 func (j *Journal) commit(group []entry, n int) {

@@ -9,6 +9,7 @@ import (
 
 	josejwt "github.com/go-jose/go-jose/v4/jwt"
 
+	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/jwt"
@@ -93,8 +94,8 @@ func (k *Kubernetes) Verify(ctx context.Context, raw string) ([]Proof, error) {
 	start.pass(CheckIssuer, "a registered cluster", claims.Issuer)
 
 	var proofs []Proof
-	var nearest *Refusal
-	var aimed []Aimed
+	var nearest *Refusal // over all accounts, and
+	var aimed []Aimed    // for each of them
 	for _, c := range clusters {
 		s := steps{names: kubernetesChecks, trace: slices.Clone(start.trace)}
 		proof, refusal := k.verifyFor(ctx, c, t, &claims, s)
@@ -102,9 +103,15 @@ func (k *Kubernetes) Verify(ctx context.Context, raw string) ([]Proof, error) {
 			proofs = append(proofs, proof)
 			continue
 		}
-		aimed = append(aimed, Aimed{AccountID: c.AccountID, Trace: refusal.Trace})
-		if nearest == nil || progress(refusal) > progress(nearest) {
+		if nearest == nil || progress(refusal.Trace) > progress(nearest.Trace) {
 			nearest = refusal
+		}
+		seen := slices.IndexFunc(aimed, func(a Aimed) bool { return a.AccountID == c.AccountID })
+		switch {
+		case seen < 0:
+			aimed = append(aimed, Aimed{AccountID: c.AccountID, Trace: refusal.Trace})
+		case progress(refusal.Trace) > progress(aimed[seen].Trace):
+			aimed[seen].Trace = refusal.Trace
 		}
 	}
 	if len(proofs) > 0 {
@@ -114,12 +121,10 @@ func (k *Kubernetes) Verify(ctx context.Context, raw string) ([]Proof, error) {
 	return nil, nearest
 }
 
-// progress counts the checks that passed.
-func progress(r *Refusal) int {
-	return slices.IndexFunc(kubernetesChecks, func(name string) bool {
-		c, _ := r.Trace.Failed()
-		return c.Name == name
-	})
+// progress counts the checks that passed before one failed.
+func progress(t activity.Trace) int {
+	failed, _ := t.Failed()
+	return slices.Index(kubernetesChecks, failed.Name)
 }
 
 func (k *Kubernetes) verifyFor(ctx context.Context, c *cluster.Cluster, t *jwt.Token, claims *kubernetesClaims, s steps) (Proof, *Refusal) {

@@ -418,6 +418,30 @@ func TestAnIssuerRegisteredTwiceCountsByItsKeys(t *testing.T) {
 	}
 }
 
+// Clusters that were set up alike have one issuer, and their keys tell them
+// apart: a token of one is evidence for that one only.
+func TestClustersOfOneIssuerAreToldApartByTheirKeys(t *testing.T) {
+	key := jwttest.Key(t, elliptic.P256())
+	sibling := uploaded("decaf", jwttest.Set(t, jwttest.JWK(key.Public(), "k2", "ES256")))
+	p := newPod(t, sibling)
+	for id, raw := range map[string]string{
+		p.cluster.ID: p.token(t, nil),
+		sibling.ID:   jwttest.ES256(t, key, "k2", p.claims(nil), ""),
+	} {
+		proofs, err := p.Verify(ctx, raw)
+		if err != nil || len(proofs) != 1 || proofs[0].Evidence.Claims["service_instance"] != id {
+			t.Errorf("token of %s: %v, %v", id, proofs, err)
+		}
+	}
+	// The account gets one refusal: that of the cluster whose token it is.
+	_, err := p.Verify(ctx, jwttest.ES256(t, key, "k2", p.claims(object{"aud": "other"}), ""))
+	r := wantRefusal(t, err, attest.WrongAudience, kubernetesChecks, attest.CheckAudience)
+	if len(r.Aimed) != 1 {
+		t.Fatalf("%d refusals in one account", len(r.Aimed))
+	}
+	wantTrace(t, r.Aimed[0].Trace, kubernetesChecks, attest.CheckAudience)
+}
+
 func TestTwoKeysOfOneIDAreBothTried(t *testing.T) {
 	p := newPod(t)
 	first, second := jwttest.Key(t, elliptic.P256()), jwttest.RSA(t)

@@ -364,6 +364,7 @@ func TestBadPoliciesAreRefusedWith400(t *testing.T) {
 		"every subject":             subject(op("iam_id", "stringExists", true)),
 		"subject pattern":           subject(op("iam_id", "stringMatch", "*")),
 		"subject of another kind":   subject(eq("serviceName", "is")),
+		"group named as an IAM ID":  subject(eq("iam_id", "AccessGroupId-5f0d4d3e-6a7b-4c8d-9e0f-112233445566")),
 		"subject that is no IAM ID": subject(eq("iam_id", "grantee")),
 		"separator in the subject":  subject(eq("iam_id", "IBMid-A\x00is")),
 		"separator in the service":  v2(e, operator, eq("serviceName", "is\x00")),

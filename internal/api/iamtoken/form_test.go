@@ -95,6 +95,13 @@ func TestSpacesAndNewlinesComeAsClientsSendThem(t *testing.T) {
 			t.Errorf("scope %v", c["scope"])
 		}
 	}
+	// A token carries no scope that its holder has made up.
+	for _, scope := range []string{"admin superuser", strings.Repeat("x", 20_000), "openid admin ibm"} {
+		m := s.post(crForm(k.token(), "profile_id", p.ID, "scope", scope)).want(200)
+		if c := claims(t, m["access_token"]); c["scope"] != "ibm openid" || m["scope"] != "ibm openid" {
+			t.Errorf("scope %.40q gave %v", scope, c["scope"])
+		}
+	}
 	for _, space := range []string{"\n", "\r\n", " \n", "\t"} {
 		s.post(crForm(k.token()+space, "profile_id", p.ID)).want(200)
 	}

@@ -162,7 +162,7 @@ func TestATokenThatIsNoEvidenceIsRefusedAndToldApart(t *testing.T) {
 		})
 	}
 	s.refused(s.post(crForm(thief.token(), "profile_id", p.ID)), grant.CodeUnsupported, s.Other.AccountID, attest.CheckSignature)
-	s.refused(s.post(crForm(spoilt(func(m map[string]any) { m["exp"] = now + 3601 }), "profile_id", p.ID)), grant.CodeInvalidToken, s.Other.AccountID, attest.CheckTime)
+	s.refused(s.post(crForm(spoilt(func(m map[string]any) { m["iat"], m["exp"] = now, now+3601 }), "profile_id", p.ID)), grant.CodeInvalidToken, s.Other.AccountID, attest.CheckTime)
 	s.refused(s.post(crForm(spoilt(func(m map[string]any) { delete(m, "kubernetes.io") }), "profile_id", p.ID)), grant.CodeUnsupported, s.Other.AccountID, attest.CheckClaims)
 	s.post(crForm(k.token(), "profile_id", p.ID)).want(200)
 }

@@ -148,6 +148,7 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selecto
 	a.trace.Pass(CheckProfile, want.String(), profile.ID+" ("+profile.Name+") in account "+profile.AccountID)
 	a.trace = append(a.trace, chosen.verdict.Explain()...)
 	ev := chosen.proof.Evidence
+	a.initiateEvidence(ev)
 
 	a.event.AccountID = profile.AccountID
 	a.event.Target.ID = a.svc.cfg.Names.Of("iam-identity", "", profile.AccountID, "", "profile", profile.ID).String()

@@ -73,7 +73,6 @@ type Account struct {
 const (
 	SubServiceID = "ServiceId"
 	SubProfile   = "Profile"
-	SubCRN       = "CRN"
 	SubCompute   = "ComputeResource"
 )
 

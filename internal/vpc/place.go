@@ -155,9 +155,6 @@ func AllocateAddress(p netip.Prefix, taken map[netip.Addr]bool) (netip.Addr, err
 	return netip.Addr{}, ErrNoSpace
 }
 
-// Gateway returns the address of a subnet's gateway.
-func Gateway(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
-
 // Usable returns how many addresses of a range can be given out.
 func Usable(p netip.Prefix) int { return 1<<(32-p.Bits()) - reservedAddresses - 1 }
 

@@ -335,7 +335,10 @@ func TestTwoAccountsThatRegisteredOneIssuerEachGetTheirOwnProfile(t *testing.T) 
 	}
 	s.refusedInBoth(a, grant.CheckProfile)
 	s.refusedInBoth(s.post(crForm(k.token(), "profile_name", "no-such")), grant.CheckProfile)
-	s.refused(s.post(crForm(k.token(), "profile_name", "only-theirs")), grant.CodeNotEligible, s.Other.AccountID, grant.CheckLink)
+	e := s.refused(s.post(crForm(k.token(), "profile_name", "only-theirs")), grant.CodeNotEligible, s.Other.AccountID, grant.CheckLink)
+	if e.Initiator.AuthnID != "crn-"+theirs.CRN || e.Initiator.ID != "crn-"+theirs.CRN {
+		t.Errorf("one account's log names the other's cluster: %+v", e.Initiator)
+	}
 	s.refused(s.post(crForm(k.token(), "profile_id", p.ID)), grant.CodeNotEligible, s.Owner.AccountID, grant.CheckLink)
 	// A link to the other account's registration of the same cluster is none.
 	s.update(func(tx *directory.Tx) { s.d.Links.Delete(tx, link) })

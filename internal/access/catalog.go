@@ -1,8 +1,10 @@
 package access
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -22,7 +24,8 @@ const (
 )
 
 // Catalog knows the services, their roles and the actions of each role. It
-// does not change after it was parsed.
+// does not change after it was made; an account's own services and roles make
+// another one (see [Catalog.With]).
 type Catalog struct {
 	services []*Service
 	byName   map[string]*Service
@@ -33,12 +36,11 @@ type Catalog struct {
 
 // Service is one service that policies can be about.
 type Service struct {
-	Name        string
-	DisplayName string
-	Kind        string // KindService or KindPlatform
-	Roles       []*Role
-	Plans       []*Plan
-	grants      map[string]actionSet // by role CRN, common actions included
+	Definition
+	Roles []*Role
+	Plans []*Plan
+
+	grants map[string]actionSet // by role CRN, common actions included
 }
 
 // Plan is what a resource instance of a service is created with.
@@ -57,6 +59,7 @@ type Role struct {
 	DisplayName string
 	Description string
 	System      bool // a platform role
+	Custom      bool // made by the account
 	Service     string
 }
 
@@ -66,7 +69,14 @@ type actionSet map[string]struct{}
 var PlatformRoles = []string{"Viewer", "Operator", "Editor", "Administrator"}
 
 // commonServiceRoles have one CRN for all services that offer them.
-var commonServiceRoles = []string{"Reader", "Writer", "Manager"}
+var commonServiceRoles = []string{"Reader", "Writer", "Manager", DecisionPoint}
+
+// DecisionPoint is the role of a service that asks for decisions about its own
+// resources. It allows nothing but the asking.
+const DecisionPoint = "Decision Point"
+
+// ActionDecide is the action of asking for a decision about a service.
+const ActionDecide = "iam.decision.evaluate"
 
 // PlatformRoleCRN returns the CRN of a platform role.
 func PlatformRoleCRN(name string) string { return "crn:v1:bluemix:public:iam::::role:" + name }
@@ -75,30 +85,52 @@ func PlatformRoleCRN(name string) string { return "crn:v1:bluemix:public:iam::::
 // Writer, Manager) or one that the service defines.
 func ServiceRoleCRN(service, display string) string {
 	if slices.Contains(commonServiceRoles, display) {
-		return "crn:v1:bluemix:public:iam::::serviceRole:" + display
+		service = "iam"
 	}
 	return "crn:v1:bluemix:public:" + service + "::::serviceRole:" + strings.ReplaceAll(display, " ", "")
 }
 
 // catalogFile is the form of services.yaml.
 type catalogFile struct {
-	Common   map[string]roleFile `yaml:"common"`
-	Services []serviceFile       `yaml:"services"`
+	Common   map[string]RoleDefinition `yaml:"common"`
+	Services []Definition              `yaml:"services"`
 }
 
-type serviceFile struct {
-	Name         string              `yaml:"name"`
-	DisplayName  string              `yaml:"display_name"`
-	Kind         string              `yaml:"kind"`
-	Roles        map[string]roleFile `yaml:"roles"`         // platform roles
-	ServiceRoles map[string]roleFile `yaml:"service_roles"` // by display name
-	Plans        []*Plan             `yaml:"plans"`
+// Definition is a service as its owner describes it, in the catalog's data file
+// or when an account registers a service of its own.
+type Definition struct {
+	Name         string                    `yaml:"name" json:"name"`
+	DisplayName  string                    `yaml:"display_name" json:"display_name,omitempty"`
+	Kind         string                    `yaml:"kind" json:"kind"` // KindService or KindPlatform
+	Description  string                    `yaml:"description" json:"description,omitempty"`
+	Actions      []ActionDefinition        `yaml:"actions" json:"actions,omitempty"` // may be left out in the built-in catalog
+	Attributes   []AttributeDefinition     `yaml:"attributes" json:"attributes,omitempty"`
+	Platform     map[string]RoleDefinition `yaml:"roles" json:"roles,omitempty"`                 // platform roles, by name
+	ServiceRoles map[string]RoleDefinition `yaml:"service_roles" json:"service_roles,omitempty"` // by display name
+	PlanList     []Plan                    `yaml:"plans" json:"plans,omitempty"`
 }
 
-type roleFile struct {
-	Description string   `yaml:"description"`
-	Extends     []string `yaml:"extends"` // other roles of the same table
-	Actions     []string `yaml:"actions"`
+// ActionDefinition is something that can be done in a service.
+type ActionDefinition struct {
+	ID          string `yaml:"id" json:"id"` // <service>.<type>.<verb>
+	DisplayName string `yaml:"display_name" json:"display_name,omitempty"`
+	Description string `yaml:"description" json:"description,omitempty"`
+}
+
+// AttributeDefinition is an attribute of a service's resources that policies
+// can name beside those that every service knows.
+type AttributeDefinition struct {
+	Name        string `yaml:"name" json:"name"`
+	DisplayName string `yaml:"display_name" json:"display_name,omitempty"`
+	Description string `yaml:"description" json:"description,omitempty"`
+}
+
+// RoleDefinition lists a role's actions, and the roles of the same table whose
+// actions it has as well.
+type RoleDefinition struct {
+	Description string   `yaml:"description" json:"description,omitempty"`
+	Extends     []string `yaml:"extends" json:"extends,omitempty"`
+	Actions     []string `yaml:"actions" json:"actions,omitempty"`
 }
 
 // ParseCatalog reads catalog data. Unknown keys, unknown kinds, doubled names
@@ -114,19 +146,18 @@ func ParseCatalog(data []byte) (*Catalog, error) {
 		if err != nil {
 			return nil, fmt.Errorf("service catalog: common role %s: %w", name, err)
 		}
-		display := name
-		crn := ServiceRoleCRN("iam", display)
+		crn := ServiceRoleCRN("iam", name)
 		system := slices.Contains(PlatformRoles, name)
 		if system {
 			crn = PlatformRoleCRN(name)
 		} else if !slices.Contains(commonServiceRoles, name) {
-			return nil, fmt.Errorf("service catalog: common role %s is neither a platform role nor Reader, Writer or Manager", name)
+			return nil, fmt.Errorf("service catalog: common role %s is neither a platform role nor one of %s", name, strings.Join(commonServiceRoles, ", "))
 		}
 		c.common[crn] = actions
-		c.roles[crn] = &Role{CRN: crn, DisplayName: display, Description: role.Description, System: system}
+		c.roles[crn] = &Role{CRN: crn, DisplayName: name, Description: role.Description, System: system}
 	}
 	for _, name := range append(slices.Clone(PlatformRoles), commonServiceRoles...) {
-		if _, ok := f.Common[name]; !ok {
+		if _, ok := f.Common[name]; !ok && name != DecisionPoint {
 			return nil, fmt.Errorf("service catalog: common role %s is missing", name)
 		}
 	}
@@ -138,16 +169,16 @@ func ParseCatalog(data []byte) (*Catalog, error) {
 	return c, nil
 }
 
-func (c *Catalog) add(sf serviceFile) error {
+func (c *Catalog) add(sf Definition) error {
 	if sf.Name == "" || c.byName[sf.Name] != nil {
 		return fmt.Errorf("name is empty or taken")
 	}
 	if sf.Kind != KindService && sf.Kind != KindPlatform {
 		return fmt.Errorf("kind %q is not %s or %s", sf.Kind, KindService, KindPlatform)
 	}
-	s := &Service{Name: sf.Name, DisplayName: sf.DisplayName, Kind: sf.Kind, Plans: sf.Plans, grants: map[string]actionSet{}}
+	s := &Service{Definition: sf, grants: map[string]actionSet{}}
 	for _, name := range PlatformRoles {
-		own, err := resolve(sf.Roles, name, nil)
+		own, err := resolve(sf.Platform, name, nil)
 		if err != nil {
 			return err
 		}
@@ -155,17 +186,12 @@ func (c *Catalog) add(sf serviceFile) error {
 		s.grants[crn] = union(c.common[crn], own)
 		s.Roles = append(s.Roles, c.roles[crn])
 	}
-	for name := range sf.Roles {
+	for name := range sf.Platform {
 		if !slices.Contains(PlatformRoles, name) {
 			return fmt.Errorf("%s is not a platform role", name)
 		}
 	}
-	names := make([]string, 0, len(sf.ServiceRoles))
-	for name := range sf.ServiceRoles {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(sf.ServiceRoles)) {
 		own, err := resolve(sf.ServiceRoles, name, nil)
 		if err != nil {
 			return err
@@ -179,20 +205,86 @@ func (c *Catalog) add(sf serviceFile) error {
 		s.grants[crn] = union(c.common[crn], own)
 		s.Roles = append(s.Roles, role)
 	}
-	for _, p := range sf.Plans {
+	if err := s.ask(c); err != nil {
+		return err
+	}
+	for _, p := range sf.PlanList {
 		if p.ID == "" || p.Name == "" || c.plans[p.ID] != nil {
 			return fmt.Errorf("plan %q has no id or name, or its id is taken", p.Name)
 		}
 		p.Service = sf.Name
-		c.plans[p.ID] = p
+		c.plans[p.ID] = &p
+		s.Plans = append(s.Plans, &p)
 	}
 	c.services = append(c.services, s)
 	c.byName[s.Name] = s
 	return nil
 }
 
+// ask gives the service the role Decision Point, which every service has.
+func (s *Service) ask(c *Catalog) error {
+	crn := ServiceRoleCRN("iam", DecisionPoint)
+	if _, own := s.ServiceRoles[DecisionPoint]; own {
+		return fmt.Errorf("role %s is the same for all services", DecisionPoint)
+	}
+	if role, ok := c.roles[crn]; ok {
+		s.grants[crn] = c.common[crn]
+		s.Roles = append(s.Roles, role)
+	}
+	return nil
+}
+
+// With returns the catalog of an account: this one with the services that the
+// account has registered and the roles that it has made. The receiver stays as
+// it is. A service or role that does not fit any more, because a newer program
+// brings one of the same name, is left out.
+func (c *Catalog) With(services []*RegisteredService, roles []*CustomRole) *Catalog {
+	if len(services) == 0 && len(roles) == 0 {
+		return c
+	}
+	out := &Catalog{
+		services: slices.Clone(c.services), byName: maps.Clone(c.byName), roles: maps.Clone(c.roles),
+		common: c.common, plans: maps.Clone(c.plans),
+	}
+	services = slices.SortedFunc(slices.Values(services), func(a, b *RegisteredService) int { return cmp.Compare(a.Name, b.Name) })
+	for _, s := range services {
+		// add leaves roles behind when it fails halfway; a service that was
+		// valid when it was registered fails only for its name or its plans,
+		// which are looked at first.
+		if s.conflicts(out) == nil {
+			_ = out.add(s.Definition)
+		}
+	}
+	roles = slices.SortedFunc(slices.Values(roles), func(a, b *CustomRole) int { return cmp.Compare(a.Name, b.Name) })
+	for _, r := range roles {
+		s, ok := out.byName[r.Service]
+		if !ok {
+			continue
+		}
+		s = &Service{Definition: s.Definition, Plans: s.Plans, Roles: slices.Clone(s.Roles), grants: maps.Clone(s.grants)}
+		role := &Role{CRN: r.CRN(), DisplayName: r.DisplayName, Description: r.Description, Service: r.Service, Custom: true}
+		s.Roles = append(s.Roles, role)
+		s.grants[role.CRN] = actionSet{}
+		for _, a := range r.Actions {
+			s.grants[role.CRN][a] = struct{}{}
+		}
+		out.roles[role.CRN] = role
+		out.replace(s)
+	}
+	return out
+}
+
+func (c *Catalog) replace(s *Service) {
+	for i, old := range c.services {
+		if old.Name == s.Name {
+			c.services[i] = s
+		}
+	}
+	c.byName[s.Name] = s
+}
+
 // resolve returns the actions of a role with those of the roles it extends.
-func resolve(table map[string]roleFile, name string, path []string) (actionSet, error) {
+func resolve(table map[string]RoleDefinition, name string, path []string) (actionSet, error) {
 	if slices.Contains(path, name) {
 		return nil, fmt.Errorf("role %s extends itself", name)
 	}
@@ -234,6 +326,25 @@ func (c *Catalog) Service(name string) (*Service, bool) {
 	parent, _, child := strings.Cut(name, ".")
 	s, ok := c.byName[parent]
 	return s, child && ok
+}
+
+// HasAction reports whether any role of the service contains the action.
+func (s *Service) HasAction(action string) bool {
+	for _, set := range s.grants {
+		if _, ok := set[action]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// AllActions returns the sorted actions of all roles of the service.
+func (s *Service) AllActions() []string {
+	all := actionSet{}
+	for _, set := range s.grants {
+		all = union(all, set)
+	}
+	return slices.Sorted(maps.Keys(all))
 }
 
 // Services returns all services in the order of the data file.
@@ -293,12 +404,7 @@ func (c *Catalog) Actions(roleCRN, service string) []string {
 	if s, ok := c.Service(service); ok {
 		set = s.grants[roleCRN]
 	}
-	out := make([]string, 0, len(set))
-	for a := range set {
-		out = append(out, a)
-	}
-	slices.Sort(out)
-	return out
+	return slices.Sorted(maps.Keys(set))
 }
 
 // RolesOf returns the roles that a policy about the service may grant:
@@ -309,7 +415,7 @@ func (c *Catalog) RolesOf(service string) (system, own []*Role) {
 		for _, r := range s.Roles {
 			if r.System {
 				system = append(system, r)
-			} else {
+			} else if !r.Custom {
 				own = append(own, r)
 			}
 		}
@@ -319,7 +425,9 @@ func (c *Catalog) RolesOf(service string) (system, own []*Role) {
 		system = append(system, c.roles[PlatformRoleCRN(name)])
 	}
 	for _, name := range commonServiceRoles {
-		own = append(own, c.roles[ServiceRoleCRN("", name)])
+		if role, ok := c.roles[ServiceRoleCRN("", name)]; ok {
+			own = append(own, role)
+		}
 	}
 	return system, own
 }

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/crn"
 )
 
 // Request is one question to [Decide].
@@ -15,18 +17,22 @@ type Request struct {
 	Action    string            // for example is.instance.instance.list
 	Resource  map[string]string // attributes by the names of this package's constants
 	Tags      []string          // access tags on the resource, key:value
+	Time      time.Time         // when; without it no condition on the time holds
 }
 
 // View is what Decide reads. Every method is a look-up by a key that the
 // request carries.
 type View interface {
 	// GroupsOf returns the ids of the access groups that the identity is in.
-	GroupsOf(accountID, iamID string) []string
+	GroupsOf(accountID, iamID string, now time.Time) []string
 	// PoliciesOf returns the active access policies of a subject (IAM ID or
 	// group id) that name the service, and those that name no single service.
 	PoliciesOf(accountID, subjectID, service string) []*Policy
-	// Catalog returns the services and roles.
-	Catalog() *Catalog
+	// AuthorizationsOn returns the active authorizations in an account whose
+	// target is the service, or no single service.
+	AuthorizationsOn(accountID, service string) []*Policy
+	// Catalog returns the services and roles that an account knows.
+	Catalog(accountID string) *Catalog
 }
 
 // Decision is the answer of [Decide]. Policy is what decided when Allowed.
@@ -49,39 +55,92 @@ const (
 	stageAccount stage = iota
 	stageSubject
 	stageResource
+	stageRule
 	stageAction
 	stageDone
 )
 
 // Decide walks a fixed list of checks: the resource is in the account that the
 // caller acts in; an active policy names the caller or one of his access
-// groups; its resource attributes cover the resource; one of its roles
-// contains the action (reference/access-and-audit.md section 2.1). The first
-// policy that passes all of them allows. There are no deny policies, and
-// nothing else allows.
+// groups; its resource attributes cover the resource; its rule holds now; one
+// of its roles contains the action (reference/access-and-audit.md section
+// 2.1). The first policy that passes all of them allows. There are no deny
+// policies, and nothing else allows.
+//
+// A service acts through its CRN. It may be let in from another account: then
+// an authorization in the resource's account must describe it
+// (reference/access-and-audit.md section 2.5).
 func Decide(v View, q Request) Decision {
-	d := Decision{request: q}
-	if q.AccountID == "" || q.Resource[AccountID] != q.AccountID {
+	d := Decision{request: q, subjects: []string{q.Subject}}
+	account := q.Resource[AccountID]
+	source, service := sourceOf(q.Subject)
+	if q.AccountID == "" || account == "" || account != q.AccountID && !service {
 		return d
 	}
 	d.stage = stageSubject
-	catalog := v.Catalog()
-	service := q.Resource[ServiceName]
-	d.subjects = append([]string{q.Subject}, v.GroupsOf(q.AccountID, q.Subject)...)
+	catalog := v.Catalog(account)
+	if service && d.among(catalog, authorizationsFor(v, source, account, q)) {
+		return d
+	}
+	if account != q.AccountID {
+		return d
+	}
+	d.subjects = append(d.subjects, v.GroupsOf(q.AccountID, q.Subject, q.Time)...)
 	for _, subject := range d.subjects {
-		for _, p := range v.PoliciesOf(q.AccountID, subject, service) {
-			d.candidates++
-			reached, mismatch := examine(catalog, p, q)
-			if reached == stageDone {
-				d.Allowed, d.Policy, d.stage = true, p, stageDone
-				return d
-			}
-			if d.nearest == nil || reached > d.stage {
-				d.stage, d.nearest, d.mismatch = reached, p, mismatch
-			}
+		if d.among(catalog, v.PoliciesOf(q.AccountID, subject, q.Resource[ServiceName])) {
+			return d
 		}
 	}
 	return d
+}
+
+// among looks for a policy that allows, and remembers the one that came
+// nearest.
+func (d *Decision) among(c *Catalog, policies []*Policy) bool {
+	for _, p := range policies {
+		d.candidates++
+		reached, mismatch := examine(c, p, d.request)
+		if reached == stageDone {
+			d.Allowed, d.Policy, d.stage = true, p, stageDone
+			return true
+		}
+		if d.nearest == nil || reached > d.stage {
+			d.stage, d.nearest, d.mismatch = reached, p, mismatch
+		}
+	}
+	return false
+}
+
+// sourceOf returns the attributes of a service that acts through its CRN.
+func sourceOf(subject string) (map[string]string, bool) {
+	if crn.KindOf(subject) != crn.KindCRN {
+		return nil, false
+	}
+	c, err := crn.Parse(crn.Identifier(subject))
+	if err != nil {
+		return nil, false
+	}
+	m := map[string]string{}
+	for key, value := range map[string]string{
+		AccountID: c.AccountID(), ServiceName: c.Service, ServiceInstance: c.Instance, Region: c.Location,
+		ResourceType: c.ResourceType, Resource: c.Resource,
+	} {
+		if value != "" {
+			m[key] = value
+		}
+	}
+	return m, true
+}
+
+// authorizationsFor returns the authorizations whose subject describes the
+// source.
+func authorizationsFor(v View, source map[string]string, account string, q Request) []*Policy {
+	return slices.DeleteFunc(v.AuthorizationsOn(account, q.Resource[ServiceName]), func(p *Policy) bool {
+		return slices.ContainsFunc(p.Subject, func(a Attribute) bool {
+			value, present := source[a.Key]
+			return !a.matches(value, present)
+		})
+	})
 }
 
 // examine reports how far a policy that names the subject goes, and the
@@ -96,6 +155,9 @@ func examine(c *Catalog, p *Policy, q Request) (stage, Attribute) {
 		if !slices.ContainsFunc(q.Tags, func(tag string) bool { return t.matchesTag(tag) }) {
 			return stageResource, t
 		}
+	}
+	if !p.Rule.Holds(q) {
+		return stageRule, Attribute{}
 	}
 	for _, role := range p.Roles {
 		if c.Grants(role, q.Resource[ServiceName], q.Action) {
@@ -187,6 +249,7 @@ func (d Decision) Explain() activity.Trace {
 	}
 	if shown == nil {
 		t.Skip("policy-resource")
+		t.Skip("policy-rule")
 		t.Skip("policy-action")
 		return t
 	}
@@ -199,6 +262,9 @@ func (d Decision) Explain() activity.Trace {
 			"nearest policy is "+shown.ID+"; widen "+d.mismatch.Key+" or add a policy for this resource")
 	} else {
 		step(stageResource, "policy-resource", "policy "+shown.ID, describe(q.Resource), "")
+	}
+	if shown.Rule != nil {
+		step(stageRule, "policy-rule", shown.Rule.String(), "at "+q.Time.UTC().Format(time.RFC3339), "nearest policy is "+shown.ID+"; its conditions do not hold now")
 	}
 	step(stageAction, "policy-action", q.Action, "roles "+strings.Join(roleNames(shown.Roles), ", "),
 		"nearest policy is "+shown.ID+"; add a role that contains "+q.Action)

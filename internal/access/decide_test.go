@@ -40,9 +40,19 @@ type sliceView struct {
 	catalog *access.Catalog
 }
 
-func (v sliceView) Catalog() *access.Catalog { return v.catalog }
+func (v sliceView) Catalog(string) *access.Catalog { return v.catalog }
 
-func (v sliceView) GroupsOf(accountID, iamID string) []string {
+func (v sliceView) AuthorizationsOn(accountID, service string) []*access.Policy {
+	var out []*access.Policy
+	for _, p := range v.policies {
+		if p.AccountID == accountID && p.Type == access.TypeAuthorization && (p.Service() == "" || p.Service() == service) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func (v sliceView) GroupsOf(accountID, iamID string, _ time.Time) []string {
 	var out []string
 	for _, g := range v.groups {
 		if g.AccountID == accountID && slices.ContainsFunc(g.Members, func(m access.Member) bool { return m.IAMID == iamID }) {

@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"tabard.dev/tabard/internal/crn"
+	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/object"
 )
 
@@ -71,6 +73,9 @@ type Policy struct {
 	Resource    []Attribute `json:"resource"`
 	Tags        []Attribute `json:"tags,omitempty"`
 	Roles       []string    `json:"roles"` // role CRNs
+	Pattern     string      `json:"pattern,omitempty"`
+	Rule        *Rule       `json:"rule,omitempty"`
+	DeletedAt   time.Time   `json:"deleted_at,omitzero"`
 }
 
 // Attribute is one demand on a subject, resource or tag.
@@ -156,7 +161,7 @@ func Get(attrs []Attribute, key string) (string, bool) {
 }
 
 // SubjectID returns the IAM ID or access group id that an access policy
-// grants to.
+// grants to; the subject of an authorization has none.
 func (p *Policy) SubjectID() string {
 	for _, key := range []string{IAMID, AccessGroupID} {
 		if id, ok := Get(p.Subject, key); ok {
@@ -178,7 +183,7 @@ func (p *Policy) Service() string {
 // (reference/access-and-audit.md section 1.11).
 func (p *Policy) SameGrant(q *Policy) bool {
 	if p.Type != q.Type || !sameAttributes(p.Subject, q.Subject) ||
-		!sameAttributes(p.Resource, q.Resource) || !sameAttributes(p.Tags, q.Tags) {
+		!sameAttributes(p.Resource, q.Resource) || !sameAttributes(p.Tags, q.Tags) || !p.Rule.equal(q.Rule) {
 		return false
 	}
 	return slices.ContainsFunc(p.Roles, func(r string) bool { return slices.Contains(q.Roles, r) })
@@ -203,11 +208,9 @@ func sameAttributes(a, b []Attribute) bool {
 // The error's text is for the caller.
 func (p *Policy) Validate(c *Catalog) error {
 	switch p.Type {
-	case TypeAccess:
-	case TypeAuthorization:
-		return errors.New("type authorization is not supported; create a policy of type access for the service's own identity")
+	case TypeAccess, TypeAuthorization:
 	case "":
-		return errors.New("type is required: access")
+		return errors.New("type is required: access or authorization")
 	default:
 		return fmt.Errorf("type %q is not one of access, authorization", p.Type)
 	}
@@ -216,11 +219,11 @@ func (p *Policy) Validate(c *Catalog) error {
 			return err
 		}
 	}
-	if len(p.Subject) != 1 || p.SubjectID() == "" {
-		return errors.New("subject must be exactly one of iam_id and access_group_id, with stringEquals")
+	if err := p.validateSubject(); err != nil {
+		return err
 	}
-	if id, ok := Get(p.Subject, IAMID); ok && crn.KindOf(id) == crn.KindUnknown {
-		return fmt.Errorf("subject %q is not an IAM ID; name an access group as access_group_id", id)
+	if err := p.validateRule(); err != nil {
+		return err
 	}
 	if account, _ := Get(p.Resource, AccountID); account == "" {
 		return errors.New("resource must have the attribute accountId")
@@ -244,6 +247,34 @@ func (p *Policy) Validate(c *Catalog) error {
 		if !c.HasRole(role, service) {
 			return fmt.Errorf("role %q is not a role of service %q; list them with GET /v2/roles?service_name=%s", role, service, service)
 		}
+	}
+	return nil
+}
+
+// sourceKeys are the attributes that can describe the service that an
+// authorization lets in.
+var sourceKeys = []string{ServiceName, ServiceInstance, Region, ResourceType, Resource, AccountID, ResourceGroupID}
+
+func (p *Policy) validateSubject() error {
+	if p.Type == TypeAuthorization {
+		for _, a := range p.Subject {
+			if !slices.Contains(sourceKeys, a.Key) {
+				return fmt.Errorf("subject attribute %s is not one of %s", a.Key, strings.Join(sourceKeys, ", "))
+			}
+		}
+		has := func(key string) bool {
+			return slices.ContainsFunc(p.Subject, func(a Attribute) bool { return a.Key == key })
+		}
+		if !has(AccountID) || !has(ServiceName) && !has(ResourceGroupID) {
+			return errors.New("the subject of an authorization needs accountId and one of serviceName and resourceGroupId")
+		}
+		return nil
+	}
+	if len(p.Subject) != 1 || p.SubjectID() == "" {
+		return errors.New("subject must be exactly one of iam_id and access_group_id, with stringEquals")
+	}
+	if id, ok := Get(p.Subject, IAMID); ok && crn.KindOf(id) == crn.KindUnknown {
+		return fmt.Errorf("subject %q is not an IAM ID; name an access group as access_group_id", id)
 	}
 	return nil
 }
@@ -305,6 +336,68 @@ type Group struct {
 	Name        string   `json:"name"` // unique in the account, without regard to case
 	Description string   `json:"description,omitempty"`
 	Members     []Member `json:"members,omitempty"`
+}
+
+// PublicAccess is the group that every account has and every identity of the
+// account is in, unless the account's settings say otherwise.
+const PublicAccess = "AccessGroupId-PublicAccess"
+
+// GroupSettings are an account's settings for access groups.
+type GroupSettings struct {
+	object.Meta
+	AccountID    string `json:"account_id"`
+	PublicAccess bool   `json:"public_access_enabled"`
+}
+
+// MaxRulesPerGroup bounds the dynamic rules of an access group
+// (reference/access-and-audit.md section 1.13).
+const MaxRulesPerGroup = 5
+
+// GroupRule makes federated users whose claims meet all conditions members of
+// a group for some hours from their login
+// (reference/access-and-audit.md section 4.2).
+type GroupRule struct {
+	object.Meta
+	ID         string               `json:"id"` // ClaimRule-<uuid>
+	AccountID  string               `json:"account_id"`
+	GroupID    string               `json:"access_group_id"`
+	Name       string               `json:"name"`
+	Expiration int                  `json:"expiration"` // hours, 1 to 24
+	RealmName  string               `json:"realm_name"` // the issuer
+	Conditions []identity.Condition `json:"conditions"`
+}
+
+// Membership is what a federated user's last login gave him.
+type Membership struct {
+	object.Meta
+	AccountID string          `json:"account_id"`
+	IAMID     string          `json:"iam_id"`
+	Groups    []DynamicMember `json:"groups"`
+}
+
+// DynamicMember is one membership by rule. It ends with its time, with the
+// rule, and when the rule is changed.
+type DynamicMember struct {
+	GroupID  string    `json:"access_group_id"`
+	RuleID   string    `json:"rule_id"`
+	Revision int64     `json:"revision"` // of the rule at login
+	Since    time.Time `json:"since"`
+	Until    time.Time `json:"until"`
+}
+
+// Settings are an account's access management settings
+// (reference/access-and-audit.md section 1.10), by identity type: user,
+// service_id, service.
+type Settings struct {
+	object.Meta
+	AccountID string                    `json:"account_id"`
+	External  map[string]ExternalAccess `json:"external"`
+}
+
+// ExternalAccess says how identities of other accounts are treated.
+type ExternalAccess struct {
+	State   string   `json:"state"` // enabled, limited or monitor
+	Allowed []string `json:"external_allowed_accounts"`
 }
 
 // Member of an access group.

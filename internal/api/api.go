@@ -367,7 +367,7 @@ func (c *Call) May(action string, resource map[string]string) bool {
 
 func (c *Call) decide(action string, resource map[string]string) access.Decision {
 	return access.Decide(c.Directory, access.Request{
-		Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: resource,
+		Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: resource, Time: c.Now(),
 	})
 }
 

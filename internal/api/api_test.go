@@ -77,7 +77,7 @@ func start(t *testing.T) *family {
 	t.Helper()
 	e := apitest.New(t)
 	f := &family{Env: e, store: &breakable{Store: e.Store}}
-	catalog := e.Config.Directory.Catalog()
+	catalog := e.Config.Directory.Builtin()
 	var err error
 	f.d, err = directory.Open(t.Context(), directory.Config{Store: f.store, Catalog: catalog, Now: time.Now})
 	if err != nil {

@@ -62,7 +62,7 @@ func Account(tx *directory.Tx, d *directory.Directory, names crn.Names, o Owner,
 		Description: "Made at the first start; replace it and delete it.", Hash: keyHash,
 	})
 	d.ResourceGroups.Put(tx, &resource.Group{ID: NewAccountID(), AccountID: o.AccountID, Name: "Default", Default: true})
-	for _, p := range ownerPolicies(d.Catalog(), o) {
+	for _, p := range ownerPolicies(d.Builtin(), o) {
 		d.Policies.Put(tx, p)
 	}
 	tx.Record(&activity.Event{
@@ -85,7 +85,7 @@ func Account(tx *directory.Tx, d *directory.Directory, names crn.Names, o Owner,
 // else would need: there is no way around Decide.
 func ownerPolicies(c *access.Catalog, o Owner) []*access.Policy {
 	common := []string{
-		access.PlatformRoleCRN("Administrator"), access.ServiceRoleCRN("", "Manager"),
+		access.PlatformRoleCRN("Administrator"), access.ServiceRoleCRN("", "Manager"), access.ServiceRoleCRN("", access.DecisionPoint),
 	}
 	policies := []*access.Policy{
 		ownerPolicy(o, access.ServiceType, access.KindService, common...),

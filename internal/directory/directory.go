@@ -110,6 +110,47 @@ type Directory struct {
 	FloatingIPsByInstance *Index[vpc.FloatingIP]
 
 	SigningKeys *Table[SigningKey]
+
+	Settings       *Table[identity.Settings]    // by account; read them with SettingsOf
+	GroupSettings  *Table[access.GroupSettings] // by account; read them with GroupSettingsOf
+	AccessSettings *Table[access.Settings]      // by account
+
+	ServiceIDGroups          *Table[identity.ServiceIDGroup]
+	ServiceIDGroupsByAccount *Index[identity.ServiceIDGroup]
+	ServiceIDsByGroup        *Index[identity.ServiceID]
+
+	Preferences           *Table[identity.Preference] // id: PreferenceKey
+	PreferencesByIdentity *Index[identity.Preference] // key: Key(account, iam id)
+
+	Reports          *Table[identity.Report]
+	ReportsByAccount *Index[identity.Report]
+
+	Providers          *Table[identity.Provider]
+	ProvidersByAccount *Index[identity.Provider]
+	ProvidersByIssuer  *Index[identity.Provider]
+
+	Usage *Table[identity.Usage]
+
+	GroupRules          *Table[access.GroupRule]
+	GroupRulesByGroup   *Index[access.GroupRule]
+	GroupRulesByAccount *Index[access.GroupRule]
+	Memberships         *Table[access.Membership] // id: UserKey
+	MembershipsByGroup  *Index[access.Membership]
+
+	CustomRoles          *Table[access.CustomRole]
+	CustomRolesByAccount *Index[access.CustomRole]
+	Services             *Table[access.RegisteredService]
+	ServicesByAccount    *Index[access.RegisteredService]
+
+	AuthorizationsByTarget *Index[access.Policy] // key: Key(account, target service or "")
+
+	ResourceKeys           *Table[resource.Key]
+	ResourceKeysByAccount  *Index[resource.Key]
+	ResourceKeysByInstance *Index[resource.Key]
+	Reclamations           *Table[resource.Reclamation]
+	ReclamationsByAccount  *Index[resource.Reclamation]
+
+	catalogs sync.Map // by account: the catalog with its own services and roles
 }
 
 // SigningKey is a key pair of this installation, its private half sealed.
@@ -158,23 +199,120 @@ func Open(ctx context.Context, cfg Config) (*Directory, error) {
 	return d, nil
 }
 
-// Catalog implements [access.View].
-func (d *Directory) Catalog() *access.Catalog { return d.cfg.Catalog }
+// Builtin returns the catalog that ships with the server.
+func (d *Directory) Builtin() *access.Catalog { return d.cfg.Catalog }
 
-// GroupsOf implements [access.View].
-func (d *Directory) GroupsOf(accountID, iamID string) []string {
+// Catalog implements [access.View]: the built-in services and roles with those
+// that the account has added.
+func (d *Directory) Catalog(accountID string) *access.Catalog {
+	if c, ok := d.catalogs.Load(accountID); ok {
+		if c, ok := c.(*access.Catalog); ok {
+			return c
+		}
+	}
+	// Stored under the lock that changes take, so that an older catalog never
+	// replaces a newer one.
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	rows := d.groupsByMember.rows[Key(accountID, iamID)]
-	if len(rows) == 0 {
-		return nil
+	c := d.cfg.Catalog.With(d.ServicesByAccount.rows[accountID], d.CustomRolesByAccount.rows[accountID])
+	if c != d.cfg.Catalog {
+		d.catalogs.Store(accountID, c)
 	}
-	out := make([]string, len(rows))
-	for i, g := range rows {
-		out[i] = g.ID
+	return c
+}
+
+// StaticGroupsOf returns the ids of the access groups that somebody has put an
+// identity into.
+func (d *Directory) StaticGroupsOf(accountID, iamID string) []string {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.staticGroupsOf(accountID, iamID)
+}
+
+func (d *Directory) staticGroupsOf(accountID, iamID string) []string {
+	var out []string
+	for _, g := range d.groupsByMember.rows[Key(accountID, iamID)] {
+		out = append(out, g.ID)
 	}
 	slices.Sort(out)
 	return out
+}
+
+// GroupsOf implements [access.View]: the groups that an identity is in by
+// hand, by rule, and with everybody.
+func (d *Directory) GroupsOf(accountID, iamID string, now time.Time) []string {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	out := d.staticGroupsOf(accountID, iamID)
+	if m, ok := d.Memberships.rows[UserKey(accountID, iamID)]; ok {
+		for _, g := range m.Groups {
+			if d.current(g, now) && !slices.Contains(out, g.GroupID) {
+				out = append(out, g.GroupID)
+			}
+		}
+	}
+	if s, ok := d.GroupSettings.rows[accountID]; !ok || s.PublicAccess {
+		out = append(out, access.PublicAccess)
+	}
+	return out
+}
+
+// current reports whether a membership by rule holds: its time has not come,
+// and the rule and its group are as they were at login.
+func (d *Directory) current(m access.DynamicMember, now time.Time) bool {
+	rule, ok := d.GroupRules.rows[m.RuleID]
+	if !ok || rule.Revision != m.Revision || rule.GroupID != m.GroupID {
+		return false
+	}
+	_, ok = d.Groups.rows[m.GroupID]
+	return ok && now.Before(m.Until)
+}
+
+// DynamicMembersOf returns the memberships by rule that hold now, by IAM ID.
+func (d *Directory) DynamicMembersOf(groupID string, now time.Time) map[string]access.DynamicMember {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	out := map[string]access.DynamicMember{}
+	for _, m := range d.MembershipsByGroup.rows[groupID] {
+		for _, g := range m.Groups {
+			if g.GroupID == groupID && d.current(g, now) {
+				out[m.IAMID] = g
+			}
+		}
+	}
+	return out
+}
+
+// AuthorizationsOn implements [access.View].
+func (d *Directory) AuthorizationsOn(accountID, service string) []*access.Policy {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	index := d.AuthorizationsByTarget.rows
+	out := slices.Clone(index[Key(accountID, "")])
+	if service != "" {
+		out = append(out, index[Key(accountID, service)]...)
+		if parent, _, child := strings.Cut(service, "."); child {
+			out = append(out, index[Key(accountID, parent)]...)
+		}
+	}
+	return out
+}
+
+// SettingsOf returns an account's identity settings, or the default ones.
+func (d *Directory) SettingsOf(accountID string) *identity.Settings {
+	if s, ok := d.Settings.Get(accountID); ok {
+		return s
+	}
+	return identity.DefaultSettings(accountID)
+}
+
+// GroupSettingsOf returns an account's access group settings, or the default
+// ones.
+func (d *Directory) GroupSettingsOf(accountID string) *access.GroupSettings {
+	if s, ok := d.GroupSettings.Get(accountID); ok {
+		return s
+	}
+	return &access.GroupSettings{AccountID: accountID, PublicAccess: true}
 }
 
 // PoliciesOf implements [access.View].
@@ -243,6 +381,9 @@ func (d *Directory) Update(ctx context.Context, by string, f func(*Tx) error) er
 	d.mu.Lock()
 	for _, apply := range tx.apply {
 		apply()
+	}
+	if slices.ContainsFunc(tx.touched, func(kind string) bool { return kind == kindService || kind == kindCustomRole }) {
+		d.catalogs.Clear()
 	}
 	d.mu.Unlock()
 	d.notify(tx.touched)
@@ -319,6 +460,34 @@ func (d *Directory) DeleteLinksOf(tx *Tx, resource string) []string {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// ForgetSubject stages the removal of what an identity that goes away was
+// given: its policies, its places in access groups and its preferences. It
+// returns the ids of the policies and groups.
+func (d *Directory) ForgetSubject(tx *Tx, accountID, iamID string) (policies, groups []string) {
+	for _, p := range d.PoliciesOfSubject.Get(Key(accountID, iamID)) {
+		d.Policies.Delete(tx, p)
+		policies = append(policies, p.ID)
+	}
+	for _, id := range d.StaticGroupsOf(accountID, iamID) {
+		g, ok := d.Groups.Get(id)
+		if !ok {
+			continue
+		}
+		rest := *g
+		rest.Members = slices.DeleteFunc(slices.Clone(g.Members), func(m access.Member) bool { return m.IAMID == iamID })
+		d.Groups.Put(tx, &rest)
+		groups = append(groups, id)
+	}
+	if m, ok := d.Memberships.Get(UserKey(accountID, iamID)); ok {
+		d.Memberships.Delete(tx, m)
+	}
+	for _, p := range d.PreferencesByIdentity.Get(Key(accountID, iamID)) {
+		d.Preferences.Delete(tx, p)
+	}
+	slices.Sort(policies)
+	return policies, groups
 }
 
 // ClustersOf returns the clusters registered with an issuer.

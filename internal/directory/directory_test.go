@@ -230,7 +230,7 @@ func TestAnIndexReturnsAnObjectOnce(t *testing.T) {
 	if n := len(e.InstancesBySubnet.Get("s")); n != 1 || e.InstancesBySubnet.Len("s") != 1 {
 		t.Errorf("%d instances in the subnet, counted %d", n, e.InstancesBySubnet.Len("s"))
 	}
-	if got := e.GroupsOf("a", "iam-Profile-1"); !slices.Equal(got, []string{"g1"}) {
+	if got := e.StaticGroupsOf("a", "iam-Profile-1"); !slices.Equal(got, []string{"g1"}) {
 		t.Errorf("groups %v", got)
 	}
 	moved := instance.Clone()
@@ -407,7 +407,7 @@ func TestReadersNeverSeeHalfATransaction(t *testing.T) {
 					return
 				}
 				e.Profiles.All()
-				e.GroupsOf("a", "iam-Profile-1")
+				e.StaticGroupsOf("a", "iam-Profile-1")
 				e.PoliciesOf("a", "iam-Profile-1", "is")
 				w := e.Watch(directory.KindInstance)
 				w.Stop()

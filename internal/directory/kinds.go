@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"net/url"
 	"strings"
 
 	"tabard.dev/tabard/internal/access"
@@ -66,6 +67,12 @@ func (d *Directory) define() {
 			return nil
 		}
 		return []string{Key(p.AccountID, p.SubjectID(), p.Service())}
+	})
+	d.AuthorizationsByTarget = d.Policies.index(func(p *access.Policy) []string {
+		if p.State != access.Active || p.Type != access.TypeAuthorization {
+			return nil
+		}
+		return []string{Key(p.AccountID, p.Service())}
 	})
 
 	d.Groups = newTable(d, "access-group", "access group",
@@ -160,6 +167,87 @@ func (d *Directory) define() {
 		return []string{f.InstanceID}
 	})
 
+	d.Settings = newTable(d, "account-settings", "settings object",
+		func(s *identity.Settings) *object.Meta { return &s.Meta },
+		func(s *identity.Settings) string { return s.AccountID })
+	d.GroupSettings = newTable(d, "group-settings", "settings object",
+		func(s *access.GroupSettings) *object.Meta { return &s.Meta },
+		func(s *access.GroupSettings) string { return s.AccountID })
+	d.AccessSettings = newTable(d, "access-settings", "settings object",
+		func(s *access.Settings) *object.Meta { return &s.Meta },
+		func(s *access.Settings) string { return s.AccountID })
+
+	d.ServiceIDGroups = newTable(d, "service-id-group", "service ID group",
+		func(g *identity.ServiceIDGroup) *object.Meta { return &g.Meta },
+		func(g *identity.ServiceIDGroup) string { return g.ID })
+	d.ServiceIDGroups.unique = func(g *identity.ServiceIDGroup) []string { return []string{Key(g.AccountID, g.Name)} }
+	d.ServiceIDGroupsByAccount = d.ServiceIDGroups.index(func(g *identity.ServiceIDGroup) []string { return []string{g.AccountID} })
+	d.ServiceIDsByGroup = d.ServiceIDs.index(func(s *identity.ServiceID) []string {
+		if s.GroupID == "" {
+			return nil
+		}
+		return []string{s.GroupID}
+	})
+
+	d.Preferences = newTable(d, "preference", "preference",
+		func(p *identity.Preference) *object.Meta { return &p.Meta },
+		func(p *identity.Preference) string { return PreferenceKey(p.AccountID, p.IAMID, p.Service, p.ID) })
+	d.PreferencesByIdentity = d.Preferences.index(func(p *identity.Preference) []string { return []string{Key(p.AccountID, p.IAMID)} })
+
+	d.Reports = newTable(d, "report", "report",
+		func(r *identity.Report) *object.Meta { return &r.Meta },
+		func(r *identity.Report) string { return r.ID })
+	d.ReportsByAccount = d.Reports.index(func(r *identity.Report) []string { return []string{r.AccountID} })
+
+	d.Providers = newTable(d, "identity-provider", "identity provider",
+		func(p *identity.Provider) *object.Meta { return &p.Meta },
+		func(p *identity.Provider) string { return p.ID })
+	d.Providers.unique = func(p *identity.Provider) []string {
+		return []string{Key(p.AccountID, "name", p.Name), Key(p.AccountID, "issuer", p.Issuer)}
+	}
+	d.ProvidersByAccount = d.Providers.index(func(p *identity.Provider) []string { return []string{p.AccountID} })
+	d.ProvidersByIssuer = d.Providers.index(func(p *identity.Provider) []string { return []string{p.Issuer} })
+
+	d.Usage = newTable(d, "usage", "usage record",
+		func(u *identity.Usage) *object.Meta { return &u.Meta },
+		func(u *identity.Usage) string { return u.ID })
+
+	d.GroupRules = newTable(d, "group-rule", "access group rule",
+		func(r *access.GroupRule) *object.Meta { return &r.Meta },
+		func(r *access.GroupRule) string { return r.ID })
+	d.GroupRulesByGroup = d.GroupRules.index(func(r *access.GroupRule) []string { return []string{r.GroupID} })
+	d.GroupRulesByAccount = d.GroupRules.index(func(r *access.GroupRule) []string { return []string{r.AccountID} })
+	d.Memberships = newTable(d, "membership", "membership",
+		func(m *access.Membership) *object.Meta { return &m.Meta },
+		func(m *access.Membership) string { return UserKey(m.AccountID, m.IAMID) })
+	d.MembershipsByGroup = d.Memberships.index(func(m *access.Membership) []string {
+		keys := make([]string, len(m.Groups))
+		for i, g := range m.Groups {
+			keys[i] = g.GroupID
+		}
+		return keys
+	})
+
+	d.CustomRoles = newTable(d, kindCustomRole, "custom role",
+		func(r *access.CustomRole) *object.Meta { return &r.Meta },
+		func(r *access.CustomRole) string { return r.ID })
+	d.CustomRoles.unique = func(r *access.CustomRole) []string { return []string{Key(r.AccountID, r.Name)} }
+	d.CustomRolesByAccount = d.CustomRoles.index(func(r *access.CustomRole) []string { return []string{r.AccountID} })
+	d.Services = newTable(d, kindService, "service",
+		func(s *access.RegisteredService) *object.Meta { return &s.Meta },
+		func(s *access.RegisteredService) string { return ServiceKey(s.AccountID, s.Name) })
+	d.ServicesByAccount = d.Services.index(func(s *access.RegisteredService) []string { return []string{s.AccountID} })
+
+	d.ResourceKeys = newTable(d, "resource-key", "resource key",
+		func(k *resource.Key) *object.Meta { return &k.Meta },
+		func(k *resource.Key) string { return k.GUID })
+	d.ResourceKeysByAccount = d.ResourceKeys.index(func(k *resource.Key) []string { return []string{k.AccountID} })
+	d.ResourceKeysByInstance = d.ResourceKeys.index(func(k *resource.Key) []string { return []string{k.InstanceGUID} })
+	d.Reclamations = newTable(d, "reclamation", "reclamation",
+		func(r *resource.Reclamation) *object.Meta { return &r.Meta },
+		func(r *resource.Reclamation) string { return r.ID })
+	d.ReclamationsByAccount = d.Reclamations.index(func(r *resource.Reclamation) []string { return []string{r.AccountID} })
+
 	d.SigningKeys = newTable(d, "signing-key", "signing key",
 		func(k *SigningKey) *object.Meta { return &k.Meta },
 		func(k *SigningKey) string { return k.ID })
@@ -167,3 +255,17 @@ func (d *Directory) define() {
 
 // UserKey is the id of a user in one account; one person may be in several.
 func UserKey(accountID, iamID string) string { return accountID + "/" + iamID }
+
+// Kinds whose change makes another catalog.
+const (
+	kindService    = "service"
+	kindCustomRole = "custom-role"
+)
+
+// PreferenceKey is the id of a preference.
+func PreferenceKey(accountID, iamID, service, id string) string {
+	return strings.Join([]string{accountID, url.PathEscape(iamID), url.PathEscape(service), url.PathEscape(id)}, "/")
+}
+
+// ServiceKey is the id of a service that an account has registered.
+func ServiceKey(accountID, name string) string { return accountID + "/" + name }

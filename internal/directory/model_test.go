@@ -349,7 +349,7 @@ func (m *machine) check() {
 				}
 			}
 			slices.Sort(ids)
-			if got := m.dir.GroupsOf(account, member); !slices.Equal(got, ids) {
+			if got := m.dir.StaticGroupsOf(account, member); !slices.Equal(got, ids) {
 				m.t.Fatalf("groups of %s in %s: %v, want %v", member, account, got, ids)
 			}
 			for _, service := range []string{"", "is", "is.instance", "kms"} {

@@ -22,10 +22,15 @@ const (
 // Account owns everything else. Nothing of one account is visible from another.
 type Account struct {
 	object.Meta
-	ID      string `json:"id"` // 32 hexadecimal digits
-	Name    string `json:"name"`
-	OwnerID string `json:"owner_id"` // IAM ID
+	ID       string    `json:"id"` // 32 hexadecimal digits
+	Name     string    `json:"name"`
+	OwnerID  string    `json:"owner_id"` // IAM ID
+	ClosedAt time.Time `json:"closed_at,omitzero"`
 }
+
+// Closed reports whether the account was closed: nobody gets a token in it, and
+// the tokens that are out are refused.
+func (a *Account) Closed() bool { return !a.ClosedAt.IsZero() }
 
 // User is a person's identity in one account.
 type User struct {
@@ -34,6 +39,18 @@ type User struct {
 	AccountID string `json:"account_id"`
 	Email     string `json:"email"`
 	Name      string `json:"name"`
+	FirstName string `json:"first_name,omitempty"`
+	LastName  string `json:"last_name,omitempty"`
+	Phone     string `json:"phone,omitempty"`
+
+	// Issuer and Subject name the user at the identity provider that
+	// introduced him; both are empty for users that the account's owner made.
+	Issuer  string `json:"issuer,omitempty"`
+	Subject string `json:"subject,omitempty"`
+
+	// Invited is set until the user has been logged in for the first time.
+	Invited  bool `json:"invited,omitempty"`
+	Disabled bool `json:"disabled,omitempty"`
 }
 
 // ServiceID is an identity for software that has to hold a key.
@@ -43,12 +60,29 @@ type ServiceID struct {
 	AccountID   string   `json:"account_id"`
 	Name        string   `json:"name"` // not unique
 	Description string   `json:"description,omitempty"`
+	GroupID     string   `json:"group_id,omitempty"` // of a ServiceIDGroup
 	Instances   []string `json:"unique_instance_crns,omitempty"`
 	Locked      bool     `json:"locked,omitempty"`
 }
 
+// ServiceIDGroup puts service IDs together, for people to find them.
+type ServiceIDGroup struct {
+	object.Meta
+	ID          string `json:"id"` // ServiceIdGroup-<uuid>
+	AccountID   string `json:"account_id"`
+	Name        string `json:"name"` // unique in the account
+	Description string `json:"description,omitempty"`
+}
+
+// What is to happen to an API key that was found in public.
+const (
+	LeakNone    = "none"
+	LeakDisable = "disable"
+	LeakDelete  = "delete"
+)
+
 // APIKey is a long-lived secret of a user or service ID. Only its keyed hash
-// is kept.
+// is kept, unless the owner of a service ID asked for the value to be stored.
 type APIKey struct {
 	object.Meta
 	ID          string    `json:"id"` // ApiKey-<uuid>
@@ -60,6 +94,11 @@ type APIKey struct {
 	ExpiresAt   time.Time `json:"expires_at,omitzero"`
 	Locked      bool      `json:"locked,omitempty"`
 	Disabled    bool      `json:"disabled,omitempty"`
+
+	Sealed           []byte `json:"sealed,omitempty"` // the stored value, see token.Sealer
+	SupportSessions  bool   `json:"support_sessions,omitempty"`
+	ActionWhenLeaked string `json:"action_when_leaked,omitempty"` // "" means LeakNone
+	Leaked           bool   `json:"leaked,omitempty"`
 }
 
 // Expired reports whether the key's end has come.

@@ -362,7 +362,7 @@ func TestDeletingAGroupWithMembersTakesForceAndItsPoliciesGoToo(t *testing.T) {
 	if _, ok := e.Config.Directory.Policies.Get(p.ID); ok {
 		t.Error("the policy outlived its group")
 	}
-	if got := e.Config.Directory.GroupsOf(e.Owner.AccountID, profile); len(got) != 0 {
+	if got := e.Config.Directory.StaticGroupsOf(e.Owner.AccountID, profile); len(got) != 0 {
 		t.Errorf("the profile is still in %v", got)
 	}
 	e.Do(apitest.Request{Path: "/v2/groups/" + id}).Want(404)

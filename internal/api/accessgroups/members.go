@@ -127,7 +127,7 @@ func admissible(c *api.Call, iamID, typ string) *fault.Error {
 	if !exists {
 		return api.NotFound(typ, iamID)
 	}
-	if len(c.Directory.GroupsOf(c.Account(), iamID)) >= access.MaxGroupsPerIdentity {
+	if len(c.Directory.StaticGroupsOf(c.Account(), iamID)) >= access.MaxGroupsPerIdentity {
 		return fault.New(fault.Conflict, "conflict", "The %s %q is in %d access groups already, which is the most that one can be in.", typ, iamID, access.MaxGroupsPerIdentity)
 	}
 	return nil

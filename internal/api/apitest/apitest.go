@@ -186,7 +186,7 @@ func (e *Env) Grant(iamID, service string, roles ...string) {
 	}
 	for _, r := range roles {
 		crn := access.PlatformRoleCRN(r)
-		if _, ok := e.Config.Directory.Catalog().Role(crn); !ok {
+		if _, ok := e.Config.Directory.Builtin().Role(crn); !ok {
 			crn = access.ServiceRoleCRN(service, r)
 		}
 		p.Roles = append(p.Roles, crn)

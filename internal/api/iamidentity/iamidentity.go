@@ -7,14 +7,11 @@ package iamidentity
 
 import (
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
-	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/crn"
-	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/token"
@@ -156,27 +153,6 @@ func set[T any](into, from *T) {
 	if from != nil {
 		*into = *from
 	}
-}
-
-// forgetSubject stages the removal of what an identity that goes away was
-// given: its policies and its places in access groups. It returns their ids.
-func forgetSubject(d *directory.Directory, tx *directory.Tx, accountID, iamID string) (policies, groups []string) {
-	for _, p := range d.PoliciesOfSubject.Get(directory.Key(accountID, iamID)) {
-		d.Policies.Delete(tx, p)
-		policies = append(policies, p.ID)
-	}
-	for _, id := range d.GroupsOf(accountID, iamID) {
-		g, ok := d.Groups.Get(id)
-		if !ok {
-			continue
-		}
-		rest := *g
-		rest.Members = slices.DeleteFunc(slices.Clone(g.Members), func(m access.Member) bool { return m.IAMID == iamID })
-		d.Groups.Put(tx, &rest)
-		groups = append(groups, id)
-	}
-	slices.Sort(policies)
-	return policies, groups
 }
 
 // listed adds a list to an event's data when it has any entries.

@@ -341,7 +341,7 @@ func TestAServiceIDTakesAllThatHangsOnItAlong(t *testing.T) {
 	e.Do(apitest.Request{Path: pathOf(s)}).Want(http.StatusNotFound)
 	for o, want := range map[string]int{text(s, "iam_id"): 0, text(other, "iam_id"): 1} {
 		subject := directory.Key(e.Owner.AccountID, o)
-		keys, policies, groups := d.APIKeysByIdentity.Len(subject), d.PoliciesOfSubject.Len(subject), len(d.GroupsOf(e.Owner.AccountID, o))
+		keys, policies, groups := d.APIKeysByIdentity.Len(subject), d.PoliciesOfSubject.Len(subject), len(d.StaticGroupsOf(e.Owner.AccountID, o))
 		if keys != want || policies != want || groups != want {
 			t.Errorf("%s has %d keys, %d policies, %d groups; want %d of each", o, keys, policies, groups, want)
 		}

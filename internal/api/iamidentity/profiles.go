@@ -191,7 +191,7 @@ func (r *routes) deleteProfile(c *api.Call, tx *directory.Tx, _ *api.None, p *id
 		d.Rules.Delete(tx, rule)
 		rules = append(rules, rule.ID)
 	}
-	policies, groups := forgetSubject(d, tx, p.AccountID, crn.IAMID(p.ID))
+	policies, groups := d.ForgetSubject(tx, p.AccountID, crn.IAMID(p.ID))
 	data := map[string]any{"profile_id": p.ID}
 	listed(data, "deleted_links", links)
 	listed(data, "deleted_rules", rules)

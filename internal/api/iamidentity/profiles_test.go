@@ -108,7 +108,7 @@ func TestAProfileTakesAllThatHangsOnItAlong(t *testing.T) {
 	for o, want := range map[string]int{text(p, "id"): 0, text(other, "id"): 1} {
 		links, rules := d.LinksByProfile.Len(o), d.RulesByProfile.Len(o)
 		policies := d.PoliciesOfSubject.Len(directory.Key(e.Owner.AccountID, "iam-"+o))
-		groups := len(d.GroupsOf(e.Owner.AccountID, "iam-"+o))
+		groups := len(d.StaticGroupsOf(e.Owner.AccountID, "iam-"+o))
 		if links != want || rules != want || policies != want || groups != want {
 			t.Errorf("%s has %d links, %d rules, %d policies, %d groups; want %d of each", o, links, rules, policies, groups, want)
 		}

@@ -232,7 +232,7 @@ func (r *routes) deleteServiceID(c *api.Call, tx *directory.Tx, _ *api.None, s *
 	}
 	slices.Sort(keys)
 	d.ServiceIDs.Delete(tx, s)
-	policies, groups := forgetSubject(d, tx, s.AccountID, iamID)
+	policies, groups := d.ForgetSubject(tx, s.AccountID, iamID)
 	data := map[string]any{"serviceid": s.ID}
 	listed(data, "deleted_apikeys", keys)
 	listed(data, "deleted_policies", policies)

@@ -178,7 +178,7 @@ func proposed(c *api.Call, b body) (*access.Policy, error) {
 	if err := bounded(p); err != nil {
 		return nil, err
 	}
-	if err := p.Validate(c.Directory.Catalog()); err != nil {
+	if err := p.Validate(c.Directory.Catalog(c.Account())); err != nil {
 		return nil, api.Invalid("The policy is not valid: %v.", err)
 	}
 	return p, consistent(p)

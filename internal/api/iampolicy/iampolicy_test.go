@@ -846,7 +846,7 @@ func TestRolesListHasTheRolesOfTheService(t *testing.T) {
 
 func TestEveryListedRoleCanBeGranted(t *testing.T) {
 	e := start(t)
-	for _, s := range e.Config.Directory.Catalog().Services() {
+	for _, s := range e.Config.Directory.Builtin().Services() {
 		roles := e.Do(apitest.Request{Path: "/v2/roles?service_name=" + s.Name}).Want(200)
 		for _, r := range append(roles["system_roles"].([]any), roles["service_roles"].([]any)...) {
 			post(e, 1, v1(e, dig(r, "crn").(string), "serviceName", s.Name)).Want(201)

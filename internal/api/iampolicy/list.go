@@ -55,7 +55,7 @@ func (v version) list(c *api.Call, may func(map[string]string) bool) (api.Reply,
 	if err != nil {
 		return api.Reply{}, err
 	}
-	keep, err := filter(c.Directory.Catalog(), q)
+	keep, err := filter(c.Directory.Catalog(c.Account()), q)
 	if err != nil {
 		return api.Reply{}, err
 	}

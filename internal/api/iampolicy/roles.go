@@ -30,7 +30,7 @@ func listRoles(c *api.Call) (api.Reply, error) {
 		return api.Reply{}, fault.New(fault.Invalid, "invalid_body", "The parameters service_name and service_group_id cannot be used together.").
 			OnParameter("service_group_id", q.Get("service_group_id"))
 	}
-	catalog := c.Directory.Catalog()
+	catalog := c.Directory.Catalog(c.Account())
 	system, own := catalog.RolesOf(service)
 	return api.Reply{Body: roleList{
 		Custom:  []roleView{},

@@ -77,7 +77,7 @@ func authorize(c *api.Call, action string, p *access.Policy) error {
 			return err
 		}
 		d := access.Decide(throughout{View: c.Directory, block: p.Resource}, access.Request{
-			Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: s,
+			Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: s, Time: c.Now(),
 		})
 		if !d.Allowed {
 			return fault.New(fault.Denied, "not_authorized",

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/api"
@@ -20,9 +21,10 @@ type list struct {
 	catalog  *access.Catalog
 }
 
-func (l list) GroupsOf(string, string) []string                   { return nil }
+func (l list) GroupsOf(string, string, time.Time) []string        { return nil }
 func (l list) PoliciesOf(string, string, string) []*access.Policy { return l.policies }
-func (l list) Catalog() *access.Catalog                           { return l.catalog }
+func (l list) AuthorizationsOn(string, string) []*access.Policy   { return nil }
+func (l list) Catalog(string) *access.Catalog                     { return l.catalog }
 
 // allows reports whether the policies let their subject write policies about a
 // resource.

@@ -190,7 +190,7 @@ func showV1(c *api.Call, p *access.Policy, _ bool) any {
 	}
 	view.Subjects = []v1Subject{{Attributes: subject}}
 	for _, id := range p.Roles {
-		name, description := roleText(c.Directory.Catalog(), id)
+		name, description := roleText(c.Directory.Catalog(c.Account()), id)
 		view.Roles = append(view.Roles, v1Role{RoleID: id, DisplayName: name, Description: description})
 	}
 	return view

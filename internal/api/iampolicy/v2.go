@@ -75,7 +75,7 @@ func showV2(c *api.Call, p *access.Policy, display bool) any {
 		Type: p.Type, Description: p.Description,
 		Subject: v2Subject{p.Subject}, Resource: v2Resource{p.Resource, p.Tags},
 	}}
-	catalog := c.Directory.Catalog()
+	catalog := c.Directory.Catalog(c.Account())
 	for _, id := range p.Roles {
 		role := v2Role{RoleID: id}
 		if display {

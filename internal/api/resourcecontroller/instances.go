@@ -231,7 +231,7 @@ type newInstance struct {
 // loadNewInstance also demands Viewer on the group: creating in a group needs
 // it besides Editor on the service (reference/access-and-audit.md section 2.2).
 func loadNewInstance(c *api.Call, b *newInstance) (*resource.Instance, api.Target, error) {
-	plan, ok := c.Directory.Catalog().Plan(b.PlanID)
+	plan, ok := c.Directory.Catalog(c.Account()).Plan(b.PlanID)
 	if !ok {
 		return nil, api.Target{}, api.Invalid("The field resource_plan_id %q is not a plan of the catalog; GET /v2/resource_plans lists them.", b.PlanID).On("resource_plan_id")
 	}

@@ -71,7 +71,7 @@ func shape(c *api.Call, f *fault.Error) (int, any) {
 // client needs to turn a service and plan name into a plan id.
 func listPlans(c *api.Call) (api.Reply, error) {
 	plans := []*access.Plan{}
-	for _, s := range c.Directory.Catalog().Services() {
+	for _, s := range c.Directory.Catalog(c.Account()).Services() {
 		plans = append(plans, s.Plans...)
 	}
 	return api.Reply{Body: plans}, nil

@@ -33,7 +33,7 @@ func start(t *testing.T) *apitest.Env {
 // plan returns the id of a plan of a service.
 func plan(e *apitest.Env, service string) string {
 	e.T.Helper()
-	s, ok := e.Config.Directory.Catalog().Service(service)
+	s, ok := e.Config.Directory.Builtin().Service(service)
 	if !ok || len(s.Plans) == 0 {
 		e.T.Fatalf("the catalog has no plan of %s", service)
 	}

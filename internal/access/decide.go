@@ -263,9 +263,11 @@ func (d Decision) Explain() activity.Trace {
 	} else {
 		step(stageResource, "policy-resource", "policy "+shown.ID, describe(q.Resource), "")
 	}
+	conditions := "no conditions"
 	if shown.Rule != nil {
-		step(stageRule, "policy-rule", shown.Rule.String(), "at "+q.Time.UTC().Format(time.RFC3339), "nearest policy is "+shown.ID+"; its conditions do not hold now")
+		conditions = shown.Rule.String()
 	}
+	step(stageRule, "policy-rule", conditions, "at "+q.Time.UTC().Format(time.RFC3339), "nearest policy is "+shown.ID+"; its conditions do not hold now")
 	step(stageAction, "policy-action", q.Action, "roles "+strings.Join(roleNames(shown.Roles), ", "),
 		"nearest policy is "+shown.ID+"; add a role that contains "+q.Action)
 	return t

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,7 +31,9 @@ import (
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/object"
+	"tabard.dev/tabard/internal/store"
 	"tabard.dev/tabard/internal/token"
+	"tabard.dev/tabard/internal/usage"
 )
 
 // MaxBody bounds a request body, in bytes.
@@ -46,6 +49,32 @@ type Recorder interface {
 	Record(ctx context.Context, events ...*activity.Event) error
 }
 
+// Events is the activity log as it is read.
+type Events interface {
+	Events(ctx context.Context, q store.Query) ([]store.StoredEvent, error)
+}
+
+// Kinds of route.
+const (
+	KindRead   = "read"
+	KindList   = "list"
+	KindChange = "change"
+	KindOpen   = "open"
+)
+
+// Route is one entry of the route table.
+type Route struct {
+	Pattern string // as the router takes it
+	Kind    string
+	Action  string // empty for KindOpen
+	Event   string // the activity event of a change
+	Reason  string // why a route of KindOpen needs no action
+}
+
+// Routes is the route table. It is filled while the families register, and
+// only read afterwards.
+type Routes struct{ All []Route }
+
 // Config are what every family works with.
 type Config struct {
 	Directory *directory.Directory
@@ -56,6 +85,12 @@ type Config struct {
 	Region    string
 	Now       func() time.Time
 	Log       *slog.Logger
+
+	Events Events         // the activity log, for the history of objects
+	Usage  *usage.Tracker // nil counts nothing
+
+	// Routes, when not nil, is told of every route with the action it needs.
+	Routes *Routes
 
 	// OperatorAccount's log has the attempts of callers that are not known.
 	OperatorAccount string
@@ -77,7 +112,8 @@ type Call struct {
 	R      *http.Request
 	Caller *token.Claims // nil on routes without authentication
 
-	trace activity.Trace
+	trace   activity.Trace
+	permits []string // ids of the policies that allowed something
 }
 
 // Target is what a request is about: the attributes that access is decided on,
@@ -146,7 +182,7 @@ func saneTransaction(id string) bool {
 // Read registers a route that shows one thing: load finds it, the caller needs
 // the action on it, show encodes it.
 func Read[T any](f *Family, pattern, action string, load func(*Call) (T, Target, error), show func(*Call, T) (Reply, error)) {
-	f.handle(pattern, func(c *Call) (Reply, error) {
+	f.handle(Route{Pattern: pattern, Kind: KindRead, Action: action}, func(c *Call) (Reply, error) {
 		if err := c.authenticate(action); err != nil {
 			return Reply{}, err
 		}
@@ -166,7 +202,7 @@ func Read[T any](f *Family, pattern, action string, load func(*Call) (T, Target,
 // valid token: list must ask c.May(action, …) about each thing, and a caller
 // who may see none gets an empty list.
 func List(f *Family, pattern, action string, list func(c *Call, may func(resource map[string]string) bool) (Reply, error)) {
-	f.handle(pattern, func(c *Call) (Reply, error) {
+	f.handle(Route{Pattern: pattern, Kind: KindList, Action: action}, func(c *Call) (Reply, error) {
 		if err := c.authenticate(action); err != nil {
 			return Reply{}, err
 		}
@@ -181,7 +217,7 @@ func Open(f *Family, pattern, reason string, h func(*Call) (Reply, error)) {
 	if reason == "" {
 		panic("route " + pattern + " needs no action and does not say why")
 	}
-	f.handle(pattern, func(c *Call) (Reply, error) {
+	f.handle(Route{Pattern: pattern, Kind: KindOpen, Reason: reason}, func(c *Call) (Reply, error) {
 		if err := c.authenticate(""); err != nil {
 			return Reply{}, err
 		}
@@ -205,7 +241,7 @@ func Change[B, T any](f *Family, pattern, action, event string,
 func ChangeAfter[B, T any](f *Family, pattern, action, event string, prepare func(*Call, *B) error,
 	load func(*Call, *B) (T, Target, error), do func(*Call, *directory.Tx, *B, T) (Reply, Target, error),
 ) {
-	f.handle(pattern, func(c *Call) (Reply, error) {
+	f.handle(Route{Pattern: pattern, Kind: KindChange, Action: action, Event: event}, func(c *Call) (Reply, error) {
 		if err := c.authenticate(event); err != nil {
 			return Reply{}, err
 		}
@@ -278,18 +314,24 @@ func changeSeverity(event string) string {
 }
 
 // handle is the outermost layer of every route.
-func (f *Family) handle(pattern string, h func(*Call) (Reply, error)) {
-	f.Mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+func (f *Family) handle(route Route, h func(*Call) (Reply, error)) {
+	if f.Routes != nil {
+		f.Routes.All = append(f.Routes.All, route)
+	}
+	f.Mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
 		c := &Call{Family: f, R: r}
 		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
 		defer func() {
 			if p := recover(); p != nil {
-				f.Log.Error("panic in a handler", "pattern", pattern, "transaction", TransactionID(r.Context()),
+				f.Log.Error("panic in a handler", "pattern", route.Pattern, "transaction", TransactionID(r.Context()),
 					"panic", p, "stack", string(debug.Stack()))
 				c.writeFault(w, fault.Of(fmt.Errorf("panic: %v", p)))
 			}
 		}()
 		reply, err := h(c)
+		for _, id := range c.permits {
+			f.Usage.Permit(id, c.Now())
+		}
 		if err != nil {
 			c.writeFault(w, fault.Of(err))
 			return
@@ -353,6 +395,11 @@ func (c *Call) authenticate(action string) error {
 		return c.recordFailure(action, Target{}, f)
 	}
 	c.Caller = claims
+	if peer := PeerHost(c.R).Address; !c.Directory.SettingsOf(c.Account()).Admits(peer) {
+		c.trace.Fail("address", "an address that the account's settings allow", peer, "call from an allowed address, or have an administrator add this one to allowed_ip_addresses")
+		return c.recordFailure(action, Target{}, fault.New(fault.Denied, "not_authorized",
+			"Account %s does not allow access from the address %s.", c.Account(), peer))
+	}
 	return nil
 }
 
@@ -366,9 +413,13 @@ func (c *Call) May(action string, resource map[string]string) bool {
 }
 
 func (c *Call) decide(action string, resource map[string]string) access.Decision {
-	return access.Decide(c.Directory, access.Request{
+	d := access.Decide(c.Directory, access.Request{
 		Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: resource, Time: c.Now(),
 	})
+	if d.Allowed && !slices.Contains(c.permits, d.Policy.ID) {
+		c.permits = append(c.permits, d.Policy.ID)
+	}
+	return d
 }
 
 // Authorize returns a fault of kind Denied unless the caller may do the action

@@ -36,7 +36,7 @@ func PlainShape(c *Call, f *fault.Error) (int, any) {
 // NotFoundRoute answers every path that no family has, in JSON.
 func NotFoundRoute(mux *http.ServeMux, cfg *Config) {
 	f := &Family{Config: cfg, Mux: mux, Service: "Tabard", Shape: PlainShape}
-	f.handle("/", func(c *Call) (Reply, error) {
+	f.handle(Route{Pattern: "/", Kind: KindOpen, Reason: "no family has the path"}, func(c *Call) (Reply, error) {
 		return Reply{}, fault.New(fault.NotFound, "invalid_route", "There is no %s %s here.", c.R.Method, c.R.URL.Path)
 	})
 }

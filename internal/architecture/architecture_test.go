@@ -27,8 +27,9 @@ var layers = []struct {
 	}},
 	{"state and proof", []string{
 		"internal/store", "internal/directory", "internal/journal", "internal/token", "internal/attest",
+		"internal/usage",
 	}},
-	{"services", []string{"internal/grant", "internal/bootstrap"}},
+	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention"}},
 	{"edges", []string{
 		"internal/api", "internal/metadata", "internal/host", "internal/server", "internal/cli", "internal/demo", "cmd",
 	}},

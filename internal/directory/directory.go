@@ -351,6 +351,9 @@ func (tx *Tx) Record(e *activity.Event) {
 		tx.fail(err)
 		return
 	}
+	if e.Outcome == activity.Success {
+		encoded.Changed = e.Target.ID
+	}
 	tx.batch.Events = append(tx.batch.Events, encoded)
 }
 

@@ -22,6 +22,7 @@ const (
 	CodeKeyNotFound    = "BXNIM0415E"
 	CodeKeyDisabled    = "BXNIM0462E"
 	CodeClient         = "BXNIM0310E"
+	CodeAddress        = "BXNIM0430E"
 	CodeUnavailable    = "BXNIM0503E"
 )
 

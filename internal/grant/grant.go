@@ -19,8 +19,10 @@ import (
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/token"
 	"tabard.dev/tabard/internal/trust"
+	"tabard.dev/tabard/internal/usage"
 )
 
 // Recorder makes events durable.
@@ -43,6 +45,9 @@ type Config struct {
 	// installation. Attempts that cannot be assigned to an account stand in
 	// its log.
 	OperatorAccount string
+
+	// Usage counts logins; nil counts nothing.
+	Usage *usage.Tracker
 
 	// Observe, when not nil, is told of every attempt: the grant, and "ok" or
 	// the error code.
@@ -87,6 +92,8 @@ const (
 	CheckCredential = "credential"
 	CheckSubject    = "subject"
 	CheckTrust      = "profile-identity"
+	CheckAccount    = "account"
+	CheckAddress    = "address"
 )
 
 // attempt is one request for a token under way.
@@ -124,8 +131,36 @@ func (s *Service) begin(grant, action, what string, o Origin) *attempt {
 	}
 }
 
+// admit holds what every grant must meet at the end: the account is open, and
+// its settings let in the caller's address.
+func (a *attempt) admit(account string) *fault.Error {
+	d := a.svc.cfg.Directory
+	if acc, ok := d.Accounts.Get(account); !ok || acc.Closed() {
+		a.trace.Fail(CheckAccount, "an open account", account+" is closed", "the installation's operator can open it again")
+		a.skip(CheckAddress)
+		return fault.New(fault.Invalid, CodeUserGone, "Provided user not found or active").WithDetail("The account is closed.")
+	}
+	a.trace.Pass(CheckAccount, "an open account", account)
+	settings := d.SettingsOf(account)
+	if !settings.Admits(a.origin.Address) {
+		a.trace.Fail(CheckAddress, settings.AllowedAddresses, a.origin.Address, "log in from an allowed address, or have an administrator add this one to the account's allowed_ip_addresses")
+		return fault.New(fault.Unauthenticated, CodeAddress, "Access from this IP address is not allowed.").
+			WithDetail("The account's settings do not allow the address %s.", a.origin.Address)
+	}
+	allowed := settings.AllowedAddresses
+	if allowed == "" {
+		allowed = "any address"
+	}
+	a.trace.Pass(CheckAddress, allowed, a.origin.Address)
+	return nil
+}
+
 // issue signs the token, makes its event durable, and only then returns it.
 func (a *attempt) issue(ctx context.Context, c token.Claims, life time.Duration) (Answer, error) {
+	if f := a.admit(c.Account.BSS); f != nil {
+		return Answer{}, a.refuse(ctx, f)
+	}
+	life = min(life, identity.Seconds(a.svc.cfg.Directory.SettingsOf(c.Account.BSS).AccessTokenLife, token.AccessLife))
 	c.GrantType, c.ClientID, c.Scope = a.grant, a.origin.ClientID, knownScope(c.Scope)
 	raw, claims, err := a.svc.cfg.Tokens.Issue(c, life)
 	if err != nil {
@@ -138,6 +173,7 @@ func (a *attempt) issue(ctx context.Context, c token.Claims, life time.Duration)
 		a.observe(fault.Of(err).Code)
 		return Answer{}, err
 	}
+	a.svc.cfg.Usage.Login(&a.event)
 	a.observe("ok")
 	return Answer{AccessToken: raw, Claims: claims}, nil
 }
@@ -160,6 +196,9 @@ func knownScope(requested string) string {
 // refuse records the refusal and returns it; a refusal that cannot be recorded
 // is answered as unavailable.
 func (a *attempt) refuse(ctx context.Context, f *fault.Error) error {
+	if !slices.ContainsFunc(a.trace, func(c activity.Check) bool { return c.Name == CheckAccount }) {
+		a.skip(CheckAccount, CheckAddress)
+	}
 	a.event.SetReason(StatusOf(f.Kind), f.Message+detail(f))
 	a.event.Message += " -failure"
 	if err := a.record(ctx); err != nil {

@@ -72,7 +72,7 @@ func (a *attempt) keyed(ctx context.Context, key *identity.APIKey, scope string,
 		return a.issue(ctx, claims, token.AccessLife)
 	}
 	if session.SessionID == "" {
-		session = token.Refresh{SessionID: "C-" + uuid.NewString()}
+		session = token.Refresh{SessionID: "C-" + uuid.NewString(), Expires: now.Add(a.svc.sessionLife(key.AccountID)).Unix()}
 	}
 	session.IAMID, session.AccountID, session.KeyID, session.ClientID = key.IAMID, key.AccountID, key.ID, a.origin.ClientID
 	claims.SessionID = session.SessionID
@@ -86,6 +86,12 @@ func (a *attempt) keyed(ctx context.Context, key *identity.APIKey, scope string,
 		return Answer{}, err
 	}
 	return answer, nil
+}
+
+// sessionLife is how long a session can be refreshed in an account.
+func (s *Service) sessionLife(account string) time.Duration {
+	settings := s.cfg.Directory.SettingsOf(account)
+	return min(identity.Seconds(settings.SessionExpiration, token.RefreshLife), identity.Seconds(settings.RefreshTokenLife, token.RefreshLife))
 }
 
 // DefaultClient is the client id of callers that do not authenticate as one;
@@ -111,6 +117,12 @@ func (s *Service) Refresh(ctx context.Context, o Origin, raw string) (Answer, er
 		return Answer{}, a.refuse(ctx, f.Because(err))
 	}
 	a.event.AccountID = r.AccountID
+	idle := a.started.Sub(time.Unix(r.IssuedAt, 0))
+	if bound := identity.Seconds(s.cfg.Directory.SettingsOf(r.AccountID).SessionInvalidation, token.RefreshLife); idle > bound {
+		a.trace.Fail(CheckCredential, "a session used within "+bound.String(), "unused for "+idle.String(), "log in again")
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeRefreshExpired, "Provided refresh token is expired").
+			WithDetail("The session was not used for %s, which is longer than the account allows.", idle.Round(time.Second)))
+	}
 	if r.ClientID != o.ClientID {
 		a.trace.Fail(CheckCredential, "client "+r.ClientID, "client "+o.ClientID, "use the client that the session began with")
 		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeInvalidToken, "Provided refresh token belongs to another client"))
@@ -217,6 +229,9 @@ func describeIdentities(p *identity.Profile) string {
 // any more.
 var ErrSubjectGone = errors.New("the identity does not exist any more")
 
+// ErrAccountClosed means that the account of a valid token was closed.
+var ErrAccountClosed = errors.New("the account is closed")
+
 // subject returns the claims that describe a user or service ID.
 func (s *Service) subject(account, iamID string) (token.Claims, error) {
 	d := s.cfg.Directory
@@ -231,11 +246,14 @@ func (s *Service) subject(account, iamID string) (token.Claims, error) {
 		c.Authn = &token.Authn{Subject: id.ID, IAMID: iamID, SubType: token.SubServiceID, Name: id.Name}
 	case crn.KindUser:
 		u, ok := d.Users.Get(directory.UserKey(account, iamID))
-		if !ok {
+		if !ok || u.Disabled {
 			return c, ErrSubjectGone
 		}
 		c.Name, c.Email, c.Subject = u.Name, u.Email, u.Email
-		c.GivenName, c.FamilyName, _ = strings.Cut(u.Name, " ")
+		c.GivenName, c.FamilyName = u.FirstName, u.LastName
+		if c.GivenName == "" {
+			c.GivenName, c.FamilyName, _ = strings.Cut(u.Name, " ")
+		}
 		c.ACR, c.AMR = 1, []string{"pwd"}
 		c.Authn = &token.Authn{Subject: u.Email, IAMID: iamID, Name: u.Name, Email: u.Email}
 	default:
@@ -251,6 +269,9 @@ func (s *Service) Holder(ctx context.Context, o Origin, secret string) (*token.C
 	key, ok := s.cfg.Directory.APIKeysByHash.One(s.cfg.Sealer.Hash(secret))
 	if !ok || key.Disabled || key.Expired(s.cfg.Now()) {
 		return nil, ErrSubjectGone
+	}
+	if account, ok := s.cfg.Directory.Accounts.Get(key.AccountID); !ok || account.Closed() {
+		return nil, ErrAccountClosed
 	}
 	c, err := s.subject(key.AccountID, key.IAMID)
 	if err != nil {
@@ -283,6 +304,9 @@ func (s *Service) Caller(raw string) (*token.Claims, error) {
 		return nil, err
 	}
 	d := s.cfg.Directory
+	if account, ok := d.Accounts.Get(c.Account.BSS); !ok || account.Closed() {
+		return nil, ErrAccountClosed
+	}
 	if c.KeyID != "" {
 		key, ok := d.APIKeys.Get(c.KeyID)
 		if !ok || key.Disabled || key.Expired(s.cfg.Now()) {

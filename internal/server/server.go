@@ -32,25 +32,30 @@ import (
 	"tabard.dev/tabard/internal/host"
 	"tabard.dev/tabard/internal/journal"
 	"tabard.dev/tabard/internal/metadata"
+	"tabard.dev/tabard/internal/retention"
 	"tabard.dev/tabard/internal/store"
 	"tabard.dev/tabard/internal/store/sqlite"
 	"tabard.dev/tabard/internal/token"
+	"tabard.dev/tabard/internal/usage"
 )
 
 // Server is an installation that is open. Run serves it.
 type Server struct {
-	cfg       Config
-	store     store.Store
-	directory *directory.Directory
-	journal   *journal.Journal
-	keys      *token.KeyRing
-	hostKeys  *token.KeyRing
-	host      *host.Controller // nil without a driver
-	mux       *http.ServeMux
-	listeners []net.Listener
-	tls       *tls.Config // nil for plain HTTP
-	lock      *os.File
-	draining  atomic.Bool
+	cfg        Config
+	store      store.Store
+	directory  *directory.Directory
+	journal    *journal.Journal
+	keys       *token.KeyRing
+	hostKeys   *token.KeyRing
+	host       *host.Controller // nil without a driver
+	mux        *http.ServeMux
+	listeners  []net.Listener
+	tls        *tls.Config // nil for plain HTTP
+	lock       *os.File
+	draining   atomic.Bool
+	usage      *usage.Tracker
+	sweeper    *retention.Sweeper
+	routeTable api.Routes
 }
 
 // localHost is the id of the machine that the server itself runs instances on.
@@ -127,6 +132,11 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 
+	s.usage, err = usage.Open(ctx, usage.Config{Directory: s.directory, Log: cfg.Log}, s.store)
+	if err != nil {
+		return nil, err
+	}
+	s.sweeper = &retention.Sweeper{Directory: s.directory, Names: names, Now: cfg.Now, Log: cfg.Log}
 	issuer := &token.Issuer{Keys: s.keys, URL: s.cfg.Issuer, Now: cfg.Now}
 	clusterKeys := &attest.Keys{Now: cfg.Now}
 	instances := &attest.Instances{Hosts: s.directory, Region: cfg.Region, Now: cfg.Now}
@@ -135,7 +145,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Kubernetes: &attest.Kubernetes{Clusters: s.directory, Keys: clusterKeys, Now: cfg.Now},
 		Instances:  instances,
 		Tokens:     issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
-		OperatorAccount: operator, Observe: metrics.granted,
+		OperatorAccount: operator, Usage: s.usage, Observe: metrics.granted,
 	})
 	meta := metadata.New(metadata.Config{
 		Directory: s.directory, IAM: grants, Tokens: instances, Signer: s.hostKeys, Journal: s.journal,
@@ -146,6 +156,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		api: &api.Config{
 			Directory: s.directory, Auth: grants, Journal: s.journal, Names: names, URL: s.cfg.URL,
 			Region: cfg.Region, Now: cfg.Now, Log: cfg.Log, OperatorAccount: operator,
+			Events: s.store, Usage: s.usage, Routes: &s.routeTable,
 		},
 		grants: grants, sealer: sealer, clusterKeys: clusterKeys, metrics: metrics,
 	})
@@ -398,7 +409,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	workers, background := errgroup.WithContext(background)
-	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run} {
+	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run} {
 		workers.Go(func() error { run(background); return nil })
 	}
 	if s.host != nil {
@@ -433,6 +444,10 @@ func (s *Server) Close() error {
 		}
 	}
 	s.listeners = nil
+	if s.usage != nil && s.store != nil {
+		// Not within the time of any request: this is the last write.
+		errs = append(errs, s.usage.Flush(context.Background()))
+	}
 	if s.journal != nil {
 		s.journal.Close()
 	}

@@ -71,7 +71,11 @@ type Event struct {
 	CorrelationID string
 	Action        string
 	Outcome       string
-	Doc           []byte
+
+	// Changed is the CRN of the object that was changed together with the
+	// event, or "" for an event that records no change.
+	Changed string
+	Doc     []byte
 }
 
 // NewEvent encodes an activity event.
@@ -96,13 +100,15 @@ type StoredEvent struct {
 }
 
 // Query selects events of one account, newest first. Empty fields select all;
-// an empty AccountID selects the events that belong to no account. Before
-// continues after the last event of the page before.
+// an empty AccountID selects the events that belong to no account, unless
+// AllAccounts is set. Before continues after the last event of the page before.
 type Query struct {
 	AccountID     string
+	AllAccounts   bool
 	CorrelationID string
 	Action        string
 	Outcome       string
+	Changed       string    // the object that the events changed
 	Since, Until  time.Time // Since inclusive, Until exclusive
 	Before        Position
 	Limit         int // at least 1

@@ -28,6 +28,7 @@ import (
 	"tabard.dev/tabard/internal/store"
 	"tabard.dev/tabard/internal/store/sqlite"
 	"tabard.dev/tabard/internal/token"
+	"tabard.dev/tabard/internal/usage"
 )
 
 // Env is an installation with two accounts that know nothing of each other.
@@ -37,6 +38,7 @@ type Env struct {
 	Mux    *http.ServeMux
 	Store  store.Store
 	Sealer *token.Sealer
+	Usage  *usage.Tracker
 
 	Owner bootstrap.Owner // of the account that most tests act in
 	Other bootstrap.Owner // of the other one
@@ -68,9 +70,12 @@ func New(t testing.TB) *Env {
 			return nil
 		}))
 	}
+	e.Usage, err = usage.Open(ctx, usage.Config{Directory: d, Log: slog.New(slog.DiscardHandler)}, s)
+	must(t, err)
 	e.Config = &api.Config{
 		Directory: d, Auth: bearer{}, Journal: j, Names: crn.DefaultNames, URL: "http://tabard.test",
 		Region: "us-south", Now: time.Now, OperatorAccount: e.Owner.AccountID,
+		Events: s, Usage: e.Usage, Routes: &api.Routes{},
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	return e

@@ -48,6 +48,7 @@ func TestAServiceAccountTokenGivesTheProfilesToken(t *testing.T) {
 	wantChecks := []string{
 		attest.CheckForm, attest.CheckIssuer, attest.CheckSignature, attest.CheckAudience, attest.CheckTime, attest.CheckClaims,
 		grant.CheckSelector, grant.CheckProfile, grant.CheckLink, grant.CheckRule,
+		grant.CheckAccount, grant.CheckAddress,
 	}
 	if diff := cmp.Diff(wantChecks, checks(e)); diff != "" {
 		t.Errorf("checks:\n%s", diff)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -36,7 +37,7 @@ type dayInserts struct {
 
 const (
 	manyRows   = 16
-	rowPattern = "(?, ?, ?, ?, ?, ?)"
+	rowPattern = "(?, ?, ?, ?, ?, ?, ?)"
 )
 
 func (d *dayInserts) close() error { return errors.Join(d.one.Close(), d.many.Close()) }
@@ -56,10 +57,10 @@ CREATE TABLE IF NOT EXISTS unique_keys (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS unique_keys_object ON unique_keys (kind, id);
 CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL);
-INSERT INTO schema_version SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
+INSERT INTO schema_version SELECT 2 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
 `
 
-const version = 1
+const version = 2
 
 // Open opens the store in a file, which it makes if there is none.
 func Open(ctx context.Context, file string) (*Store, error) {
@@ -100,10 +101,47 @@ func (s *Store) prepare(ctx context.Context) error {
 	if err := s.write.QueryRowContext(ctx, "SELECT version FROM schema_version").Scan(&v); err != nil {
 		return err
 	}
+	if v == 1 {
+		if err := s.addChanged(ctx); err != nil {
+			return fmt.Errorf("bring the file from schema version 1 to 2: %w", err)
+		}
+		v = 2
+	}
 	if v != version {
 		return fmt.Errorf("the file has schema version %d, this program knows version %d", v, version)
 	}
 	return nil
+}
+
+// addChanged gives the days of a file of version 1 the column that version 2
+// has. The events in them changed nothing that can be looked up.
+func (s *Store) addChanged(ctx context.Context) (err error) {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, tx.Rollback())
+		}
+	}()
+	days, err := dayTables(ctx, tx)
+	if err != nil {
+		return err
+	}
+	for _, day := range days {
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf("ALTER TABLE events_%d ADD COLUMN changed TEXT; ", day)+changedIndex(day)); err != nil {
+			return err
+		}
+	}
+	if _, err := tx.ExecContext(ctx, "UPDATE schema_version SET version = 2"); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+func changedIndex(day int) string {
+	return fmt.Sprintf("CREATE INDEX IF NOT EXISTS events_%[1]d_changed ON events_%[1]d (changed) WHERE changed IS NOT NULL;", day)
 }
 
 // Close implements [store.Store].
@@ -243,9 +281,10 @@ func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 				correlation TEXT NOT NULL,
 				action      TEXT NOT NULL,
 				outcome     TEXT NOT NULL,
-				doc         BLOB NOT NULL
+				doc         BLOB NOT NULL,
+				changed     TEXT
 			);
-			CREATE INDEX IF NOT EXISTS events_%[1]d_correlation ON events_%[1]d (correlation);`, day)); err != nil {
+			CREATE INDEX IF NOT EXISTS events_%[1]d_correlation ON events_%[1]d (correlation);`, day)+changedIndex(day)); err != nil {
 			return err
 		}
 		d, err := s.prepareDay(ctx, day)
@@ -258,7 +297,7 @@ func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 }
 
 func (s *Store) prepareDay(ctx context.Context, day int) (*dayInserts, error) {
-	into := fmt.Sprintf("INSERT INTO events_%d (time, account, correlation, action, outcome, doc) VALUES ", day)
+	into := fmt.Sprintf("INSERT INTO events_%d (time, account, correlation, action, outcome, doc, changed) VALUES ", day)
 	one, err := s.write.PrepareContext(ctx, into+rowPattern)
 	if err != nil {
 		return nil, err
@@ -308,9 +347,10 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, events []store.Event) er
 		if same == manyRows {
 			stmt, n = s.inserts[day].many, manyRows
 		}
-		args := make([]any, 0, n*6)
+		args := make([]any, 0, n*7)
 		for _, e := range events[:n] {
-			args = append(args, e.Time.UnixNano(), e.AccountID, e.CorrelationID, e.Action, e.Outcome, e.Doc)
+			args = append(args, e.Time.UnixNano(), e.AccountID, e.CorrelationID, e.Action, e.Outcome, e.Doc,
+				sql.NullString{String: e.Changed, Valid: e.Changed != ""})
 		}
 		if _, err := tx.StmtContext(ctx, stmt).ExecContext(ctx, args...); err != nil {
 			return err
@@ -339,8 +379,21 @@ func (s *Store) Events(ctx context.Context, q store.Query) ([]store.StoredEvent,
 	return out, nil
 }
 
-func (s *Store) days(ctx context.Context, q store.Query) (days []int, err error) {
-	rows, err := s.read.QueryContext(ctx,
+func (s *Store) days(ctx context.Context, q store.Query) ([]int, error) {
+	days, err := dayTables(ctx, s.read)
+	return slices.DeleteFunc(days, func(day int) bool {
+		return !q.Since.IsZero() && day < store.Day(q.Since) || !q.Until.IsZero() && day > store.Day(q.Until) ||
+			!q.Before.IsZero() && day > q.Before.Day
+	}), err
+}
+
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// dayTables returns the days that there are events of, the newest first.
+func dayTables(ctx context.Context, q querier) (days []int, err error) {
+	rows, err := q.QueryContext(ctx,
 		"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'events_[0-9]*' ORDER BY name DESC")
 	if err != nil {
 		return nil, err
@@ -355,18 +408,20 @@ func (s *Store) days(ctx context.Context, q store.Query) (days []int, err error)
 		if _, err := fmt.Sscanf(name, "events_%d", &day); err != nil {
 			return nil, err
 		}
-		if !q.Since.IsZero() && day < store.Day(q.Since) || !q.Until.IsZero() && day > store.Day(q.Until) ||
-			!q.Before.IsZero() && day > q.Before.Day {
-			continue
-		}
 		days = append(days, day)
 	}
 	return days, rows.Err()
 }
 
 func (s *Store) eventsOf(ctx context.Context, day int, q store.Query, out []store.StoredEvent) (_ []store.StoredEvent, err error) {
-	where, args := []string{"account = ?"}, []any{q.AccountID}
+	where, args := []string{"1"}, []any{}
 	add := func(cond string, arg any) { where, args = append(where, cond), append(args, arg) }
+	if !q.AllAccounts {
+		add("account = ?", q.AccountID)
+	}
+	if q.Changed != "" {
+		add("changed = ?", q.Changed)
+	}
 	if q.CorrelationID != "" {
 		add("correlation = ?", q.CorrelationID)
 	}

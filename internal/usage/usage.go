@@ -1,0 +1,214 @@
+// Package usage counts how often, and remembers when last, an identity or an
+// API key was used to log in and a policy allowed something. The counts are
+// kept in memory and written every few seconds. Logins are counted from their
+// events: what a crash took away is counted again from the activity log.
+// Permits leave no event of their own, so a crash loses those of the last few
+// seconds.
+package usage
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/identity"
+	"tabard.dev/tabard/internal/store"
+)
+
+// Log is the activity log as it is read at the start.
+type Log interface {
+	Events(ctx context.Context, q store.Query) ([]store.StoredEvent, error)
+}
+
+// Config are the tracker's collaborators.
+type Config struct {
+	Directory *directory.Directory
+	Log       *slog.Logger
+	Every     time.Duration // between two writes; 0 means 5 s
+}
+
+// Tracker holds the counts. Its methods may be called from any goroutine; a
+// nil Tracker counts nothing.
+type Tracker struct {
+	cfg    Config
+	mu     sync.Mutex
+	counts map[string]*counter
+	dirty  map[string]struct{} // ids whose counts are not written yet
+	mark   time.Time           // the latest login counted
+}
+
+type counter struct {
+	count int64
+	last  time.Time
+}
+
+// markID is the id of the record whose time says up to where logins are in the
+// records.
+const markID = "log"
+
+// Open reads the counts, and from the log the logins that are not in them.
+func Open(ctx context.Context, cfg Config, log Log) (*Tracker, error) {
+	if cfg.Every == 0 {
+		cfg.Every = 5 * time.Second
+	}
+	t := &Tracker{cfg: cfg, counts: map[string]*counter{}, dirty: map[string]struct{}{}}
+	for _, u := range cfg.Directory.Usage.All() {
+		t.counts[u.ID] = &counter{u.Count, u.Last}
+	}
+	mark, ok := cfg.Directory.Usage.Get(markID)
+	if !ok {
+		return t, nil
+	}
+	t.mark = mark.Last
+	since := mark.Last
+	q := store.Query{AllAccounts: true, Outcome: activity.Success, Since: since.Add(time.Nanosecond), Limit: 1000}
+	for {
+		page, err := log.Events(ctx, q)
+		if err != nil {
+			return nil, fmt.Errorf("count the logins since %s: %w", since.Format(time.RFC3339), err)
+		}
+		for _, stored := range page {
+			var e activity.Event
+			if err := json.Unmarshal(stored.Doc, &e); err != nil {
+				return nil, fmt.Errorf("count the login at %s: %w", stored.Position, err)
+			}
+			t.Login(&e)
+		}
+		if len(page) < q.Limit {
+			return t, nil
+		}
+		q.Before = page[len(page)-1].Position
+	}
+}
+
+// Login counts the event of a login that succeeded; other events are ignored.
+func (t *Tracker) Login(e *activity.Event) {
+	if t == nil || e.Outcome != activity.Success || !strings.HasSuffix(e.Action, ".login") {
+		return
+	}
+	t.add(e.Initiator.ID, e.Time.Time)
+	if key := e.Target.ID[strings.LastIndexByte(e.Target.ID, ':')+1:]; strings.HasPrefix(key, "ApiKey-") {
+		t.add(key, e.Time.Time)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e.Time.After(t.mark) {
+		t.mark = e.Time.Time
+	}
+}
+
+// Permit counts that a policy allowed something.
+func (t *Tracker) Permit(policyID string, at time.Time) {
+	if t != nil {
+		t.add(policyID, at)
+	}
+}
+
+func (t *Tracker) add(id string, at time.Time) {
+	if id == "" || id == markID {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, ok := t.counts[id]
+	if !ok {
+		c = &counter{}
+		t.counts[id] = c
+	}
+	t.dirty[id] = struct{}{}
+	c.count++
+	if at.After(c.last) {
+		c.last = at
+	}
+}
+
+// Of returns how often something was used and when last; the time is zero when
+// it never was.
+func (t *Tracker) Of(id string) (count int64, last time.Time) {
+	if t == nil {
+		return 0, time.Time{}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, ok := t.counts[id]
+	if !ok || id == markID {
+		return 0, time.Time{}
+	}
+	return c.count, c.last
+}
+
+// batch bounds the records of one write, so that other writers need not wait
+// long.
+const batch = 500
+
+// Flush writes the counts that have changed.
+func (t *Tracker) Flush(ctx context.Context) error {
+	for {
+		more, err := t.flush(ctx)
+		if err != nil || !more {
+			return err
+		}
+	}
+}
+
+func (t *Tracker) flush(ctx context.Context) (more bool, err error) {
+	d := t.cfg.Directory
+	taken := map[string]counter{}
+	err = d.Update(ctx, "usage", func(tx *directory.Tx) error {
+		t.mu.Lock()
+		for id := range t.dirty {
+			if more = len(taken) == batch; more {
+				break
+			}
+			taken[id] = *t.counts[id]
+			delete(t.dirty, id)
+		}
+		if len(taken) > 0 && !more && !t.mark.IsZero() {
+			// Everything before the mark is written now.
+			taken[markID] = counter{last: t.mark}
+		}
+		t.mu.Unlock()
+		for id, c := range taken {
+			next := identity.Usage{ID: id}
+			if old, ok := d.Usage.Get(id); ok {
+				next.Meta = old.Meta
+			}
+			next.Count, next.Last = c.count, c.last
+			d.Usage.Put(tx, &next)
+		}
+		return nil
+	})
+	if err != nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for id := range taken {
+			if id != markID {
+				t.dirty[id] = struct{}{}
+			}
+		}
+	}
+	return more, err
+}
+
+// Run writes the counts every few seconds until the context ends. Whoever ends
+// it calls Flush once more.
+func (t *Tracker) Run(ctx context.Context) {
+	tick := time.NewTicker(t.cfg.Every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := t.Flush(ctx); err != nil && ctx.Err() == nil {
+				t.cfg.Log.Warn("the counts of use could not be written; they are tried again", "error", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}

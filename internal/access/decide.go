@@ -2,6 +2,7 @@ package access
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -111,15 +112,69 @@ func (d *Decision) among(c *Catalog, policies []*Policy) bool {
 	return false
 }
 
-// sourceOf returns the attributes of a service that acts through its CRN.
-func sourceOf(subject string) (map[string]string, bool) {
-	if crn.KindOf(subject) != crn.KindCRN {
-		return nil, false
+// Permitted returns the sorted actions that the subject may do on the resource
+// now: what [Decide] would allow, whatever the request's own action is.
+func Permitted(v View, q Request) []string {
+	account := q.Resource[AccountID]
+	source, service := sourceOf(q.Subject)
+	if q.AccountID == "" || account == "" || account != q.AccountID && !service {
+		return nil
 	}
-	c, err := crn.Parse(crn.Identifier(subject))
-	if err != nil {
-		return nil, false
+	c := v.Catalog(account)
+	all := actionSet{}
+	add := func(policies []*Policy) {
+		for _, p := range policies {
+			if reached, _ := examine(c, p, q); reached < stageAction {
+				continue
+			}
+			for _, role := range p.Roles {
+				for _, action := range c.Actions(role, q.Resource[ServiceName]) {
+					all[action] = struct{}{}
+				}
+			}
+		}
 	}
+	if service {
+		add(authorizationsFor(v, source, account, q))
+	}
+	if account == q.AccountID {
+		for _, subject := range append([]string{q.Subject}, v.GroupsOf(q.AccountID, q.Subject, q.Time)...) {
+			add(v.PoliciesOf(q.AccountID, subject, q.Resource[ServiceName]))
+		}
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+// RolesOn returns the CRNs of the roles that the subject has on the resource
+// now, sorted.
+func RolesOn(v View, q Request) []string {
+	account := q.Resource[AccountID]
+	if q.AccountID == "" || account != q.AccountID {
+		return nil
+	}
+	c := v.Catalog(account)
+	var roles []string
+	for _, subject := range append([]string{q.Subject}, v.GroupsOf(q.AccountID, q.Subject, q.Time)...) {
+		for _, p := range v.PoliciesOf(q.AccountID, subject, q.Resource[ServiceName]) {
+			if reached, _ := examine(c, p, q); reached >= stageAction {
+				roles = append(roles, p.Roles...)
+			}
+		}
+	}
+	slices.Sort(roles)
+	return slices.Compact(roles)
+}
+
+// Grants reports whether an active policy, whoever its subject is, allows the
+// action of the request on its resource now.
+func (p *Policy) Grants(c *Catalog, q Request) bool {
+	reached, _ := examine(c, p, q)
+	return p.State == Active && reached == stageDone
+}
+
+// AttributesOf returns the resource attributes that a CRN names
+// (reference/access-and-audit.md section 2.2).
+func AttributesOf(c crn.CRN) map[string]string {
 	m := map[string]string{}
 	for key, value := range map[string]string{
 		AccountID: c.AccountID(), ServiceName: c.Service, ServiceInstance: c.Instance, Region: c.Location,
@@ -129,7 +184,19 @@ func sourceOf(subject string) (map[string]string, bool) {
 			m[key] = value
 		}
 	}
-	return m, true
+	return m
+}
+
+// sourceOf returns the attributes of a service that acts through its CRN.
+func sourceOf(subject string) (map[string]string, bool) {
+	if crn.KindOf(subject) != crn.KindCRN {
+		return nil, false
+	}
+	c, err := crn.Parse(crn.Identifier(subject))
+	if err != nil {
+		return nil, false
+	}
+	return AttributesOf(c), true
 }
 
 // authorizationsFor returns the authorizations whose subject describes the

@@ -59,6 +59,7 @@ const (
 	KindRead   = "read"
 	KindList   = "list"
 	KindChange = "change"
+	KindAsk    = "ask"
 	KindOpen   = "open"
 )
 
@@ -152,6 +153,10 @@ func TransactionID(ctx context.Context) string {
 // TransactionHeader carries the transaction id both ways.
 const TransactionHeader = "Transaction-Id"
 
+// requestHeader is a caller's own name for a request, which it gets back
+// (OpenID AuthZEN Authorization API 1.0).
+const requestHeader = "X-Request-ID"
+
 // WithTransaction gives every request its transaction id: the caller's own
 // when it is sane, else a new one. It must enclose all routes.
 func WithTransaction(next http.Handler) http.Handler {
@@ -162,6 +167,9 @@ func WithTransaction(next http.Handler) http.Handler {
 		}
 		h := w.Header()
 		h.Set(TransactionHeader, id)
+		if asked := r.Header.Get(requestHeader); saneTransaction(asked) {
+			h.Set(requestHeader, asked)
+		}
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
 		h.Set("Pragma", "no-cache")
@@ -280,6 +288,48 @@ func ChangeAfter[B, T any](f *Family, pattern, action, event string, prepare fun
 		return reply, nil
 	})
 }
+
+// Ask registers a route that answers a question in its body and changes
+// nothing. answer has to authorize the caller for the action itself, on what
+// the question is about.
+func Ask[B any](f *Family, pattern, action string, answer func(*Call, *B) (Reply, error)) {
+	f.handle(Route{Pattern: pattern, Kind: KindAsk, Action: action}, func(c *Call) (Reply, error) {
+		if err := c.authenticate(action); err != nil {
+			return Reply{}, err
+		}
+		body := new(B)
+		if err := c.decode(body); err != nil {
+			return Reply{}, err
+		}
+		reply, err := answer(c, body)
+		return reply, c.recordDenial(action, Target{}, err)
+	})
+}
+
+// RecordDecision writes the event of a decision that a service asked for, with
+// its trace, so that a refusal can be explained later.
+func (c *Call) RecordDecision(q access.Request, d access.Decision) error {
+	outcome := "Deny"
+	if d.Allowed {
+		outcome = "Permit"
+	}
+	e := c.event(actionEvaluated, Target{TypeURI: "iam-access-management/authorization", Name: q.Action})
+	e.Trace = d.Explain()
+	e.SetReason(http.StatusOK, "")
+	request, err := json.Marshal(map[string]any{
+		"action": q.Action, "subject.attributes": map[string]string{"id": q.Subject, "accountId": q.AccountID}, "resource.attributes": q.Resource,
+	})
+	if err != nil {
+		return fault.Of(fmt.Errorf("encode the decision's event: %w", err))
+	}
+	e.RequestData = request
+	e.ResponseData = json.RawMessage(`{"decision":"` + outcome + `","isEnforced":true}`)
+	return c.Journal.Record(c.R.Context(), e)
+}
+
+// actionEvaluated is the event of a decision
+// (reference/access-and-audit.md section 6.6 shows its like).
+const actionEvaluated = "iam-access-management.authorization.eval"
 
 // recordChange adds the event of a change to its transaction.
 func (c *Call) recordChange(tx *directory.Tx, event string, reply Reply, target Target) error {

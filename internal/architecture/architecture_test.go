@@ -31,7 +31,7 @@ var layers = []struct {
 	}},
 	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention"}},
 	{"edges", []string{
-		"internal/api", "internal/metadata", "internal/host", "internal/server", "internal/cli", "internal/demo", "cmd",
+		"internal/api", "internal/metadata", "internal/host", "internal/server", "internal/cli", "internal/demo", "cmd", "authz", "examples",
 	}},
 }
 

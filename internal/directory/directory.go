@@ -498,6 +498,9 @@ func (d *Directory) ClustersOf(issuer string) []*cluster.Cluster {
 	return d.ClustersByIssuer.Get(issuer)
 }
 
+// ProvidersOf returns the identity providers registered with an issuer.
+func (d *Directory) ProvidersOf(issuer string) []*identity.Provider { return d.ProvidersByIssuer.Get(issuer) }
+
 // HostOfKey returns the host that signs with a key id.
 func (d *Directory) HostOfKey(keyID string) (*cluster.Host, bool) { return d.HostsByKey.One(keyID) }
 

@@ -35,6 +35,7 @@ type Config struct {
 	Directory  *directory.Directory
 	Kubernetes *attest.Kubernetes
 	Instances  *attest.Instances
+	Users      *attest.Users
 	Tokens     *token.Issuer
 	Sealer     *token.Sealer
 	Journal    Recorder

@@ -304,25 +304,33 @@ func (s *Service) Caller(raw string) (*token.Claims, error) {
 		return nil, err
 	}
 	d := s.cfg.Directory
-	if account, ok := d.Accounts.Get(c.Account.BSS); !ok || account.Closed() {
-		return nil, ErrAccountClosed
-	}
 	if c.KeyID != "" {
 		key, ok := d.APIKeys.Get(c.KeyID)
 		if !ok || key.Disabled || key.Expired(s.cfg.Now()) {
 			return nil, ErrSubjectGone
 		}
 	}
-	if crn.KindOf(c.IAMID) == crn.KindProfile {
-		if p, ok := d.Profiles.Get(crn.Identifier(c.IAMID)); !ok || p.AccountID != c.Account.BSS {
-			return nil, ErrSubjectGone
-		}
-		return c, nil
-	}
-	if _, err := s.subject(c.Account.BSS, c.IAMID); err != nil {
+	if err := s.Live(c.Account.BSS, c.IAMID); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// Live returns an error unless the account is open and the identity exists in
+// it: without that, no token and no policy lets it do anything.
+func (s *Service) Live(accountID, iamID string) error {
+	d := s.cfg.Directory
+	if account, ok := d.Accounts.Get(accountID); !ok || account.Closed() {
+		return ErrAccountClosed
+	}
+	if crn.KindOf(iamID) == crn.KindProfile {
+		if p, ok := d.Profiles.Get(crn.Identifier(iamID)); !ok || p.AccountID != accountID {
+			return ErrSubjectGone
+		}
+		return nil
+	}
+	_, err := s.subject(accountID, iamID)
+	return err
 }
 
 // initiate fills the event's initiator from the claims of a user or service ID.

@@ -53,6 +53,7 @@ type Verdict struct {
 	Rule    *identity.ClaimRule // what matched
 
 	evidence    Evidence
+	user        bool // the evidence is about a person, whom no link can name
 	candidate   Candidate
 	nearestLink *identity.Link
 	linkDiff    difference
@@ -98,6 +99,49 @@ func Match(c Candidate, ev Evidence) Verdict {
 	return v
 }
 
+// User is what an account's identity provider proved about a person.
+type User struct {
+	Realm     string // the issuer
+	AccountID string // that registered the issuer
+	Name      string
+	Claims    map[string]any // string or []string
+}
+
+// MatchUser decides whether a federated user may put on the profile: through a
+// rule of type Profile-SAML whose realm is the user's issuer and whose
+// conditions all hold. The profile must live in the account that registered
+// the issuer.
+func MatchUser(c Candidate, u User) Verdict {
+	v := Verdict{evidence: Evidence{Name: u.Name}, user: true, candidate: c}
+	for _, r := range c.Rules {
+		d := compareUser(c.Profile, r, u)
+		if len(d.points) == 0 {
+			v.Matched, v.Rule = true, r
+			return v
+		}
+		if v.nearestRule == nil || d.agreed > v.ruleDiff.agreed {
+			v.nearestRule, v.ruleDiff = r, d
+		}
+	}
+	return v
+}
+
+func compareUser(p *identity.Profile, r *identity.ClaimRule, u User) difference {
+	var d difference
+	d.compare("type", identity.RuleSAML, r.Type, r.Type == identity.RuleSAML)
+	d.compare("realm_name", r.RealmName, u.Realm, r.RealmName != "" && r.RealmName == u.Realm)
+	d.compare("account", p.AccountID, u.AccountID, p.AccountID == u.AccountID)
+	d.compareAll(r.Conditions, u.Claims)
+	return d
+}
+
+// HoldAll reports whether there are conditions and all are true of the claims.
+func HoldAll(conditions []identity.Condition, claims map[string]any) bool {
+	var d difference
+	d.compareAll(conditions, claims)
+	return len(d.points) == 0
+}
+
 func compareLink(p *identity.Profile, l *identity.Link, ev Evidence) difference {
 	var d difference
 	d.compare("cr_type", string(l.CRType), string(ev.Type), l.CRType == ev.Type)
@@ -120,12 +164,16 @@ func compareRule(p *identity.Profile, r *identity.ClaimRule, ev Evidence) differ
 	d.compare("type", identity.RuleCR, r.Type, r.Type == identity.RuleCR)
 	d.compare("cr_type", string(r.CRType), string(ev.Type), r.CRType == ev.Type)
 	d.compare("account", p.AccountID, ev.AccountID, p.AccountID == ev.AccountID)
-	d.compare("conditions", "at least one", strconv.Itoa(len(r.Conditions)), len(r.Conditions) > 0)
-	for _, c := range r.Conditions {
-		claim, present := ev.Claims[c.Claim]
+	d.compareAll(r.Conditions, ev.Claims)
+	return d
+}
+
+func (d *difference) compareAll(conditions []identity.Condition, claims map[string]any) {
+	d.compare("conditions", "at least one", strconv.Itoa(len(conditions)), len(conditions) > 0)
+	for _, c := range conditions {
+		claim, present := claims[c.Claim]
 		d.compare(c.Claim, string(c.Operator)+" "+c.Value, show(claim, present), present && Holds(c, claim))
 	}
-	return d
 }
 
 func (d *difference) compare(point, wanted, found string, ok bool) {
@@ -263,6 +311,12 @@ func (v Verdict) Explain() activity.Trace {
 	case v.Link != nil:
 		t.Pass("profile-link", describeLink(v.Link), v.evidence.Name)
 		t.Skip("profile-rule")
+	case v.user && v.Rule != nil:
+		t.Skip("profile-link")
+		t.Pass("profile-rule", describeRule(v.Rule), v.evidence.Name)
+	case v.user:
+		t.Skip("profile-link")
+		v.failRule(&t)
 	case v.Rule != nil:
 		v.failLink(&t)
 		t[len(t)-1].Outcome = activity.Skip // a rule was enough
@@ -288,7 +342,7 @@ func (v Verdict) failLink(t *activity.Trace) {
 func (v Verdict) failRule(t *activity.Trace) {
 	if v.nearestRule == nil {
 		t.Fail("profile-rule", "a rule that covers "+v.describeEvidence(), "the profile has no claim rule",
-			"give the profile a rule that covers this compute resource")
+			"give the profile a rule that covers "+v.describeEvidence())
 		return
 	}
 	r, d := v.nearestRule, v.ruleDiff
@@ -297,6 +351,9 @@ func (v Verdict) failRule(t *activity.Trace) {
 }
 
 func (v Verdict) describeEvidence() string {
+	if v.user {
+		return "federated user " + v.evidence.Name
+	}
 	return fmt.Sprintf("%s %s (%s)", v.evidence.Type, v.evidence.CRN, v.evidence.Name)
 }
 

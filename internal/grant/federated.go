@@ -1,0 +1,239 @@
+package grant
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"tabard.dev/tabard/internal/access"
+	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/attest"
+	"tabard.dev/tabard/internal/crn"
+	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/identity"
+	"tabard.dev/tabard/internal/token"
+	"tabard.dev/tabard/internal/trust"
+)
+
+// TypeJWTBearer is the grant of a federated user: the ID token of an identity
+// provider for an access token (RFC 7523 section 2.1).
+const TypeJWTBearer = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
+// CheckUser asks whether the person is a user of the account.
+const CheckUser = "account-user"
+
+// FederatedRequest is the jwt-bearer grant. Account is needed when several
+// accounts have registered the issuer; a profile, when one is named, is put on
+// in the place of the user.
+type FederatedRequest struct {
+	Assertion string
+	Account   string
+	Profile   Selector
+	Scope     string
+}
+
+// Federated exchanges an ID token for an access token. Without a profile the
+// person must be a user of the account: known from an earlier login, or
+// invited under an e-mail address that the provider has verified. The
+// account's dynamic rules then decide anew which access groups he is in
+// (reference/access-and-audit.md section 4). With a profile, one of its rules
+// of type Profile-SAML must cover him.
+func (s *Service) Federated(ctx context.Context, o Origin, r FederatedRequest) (Answer, error) {
+	a := s.begin(TypeJWTBearer, "iam-identity.user-federated.login", "user-federated", o)
+	a.event.Initiator.Credential.Type = "token"
+	a.selected(r.Profile)
+	rest := []string{CheckUser}
+	if !r.Profile.empty() {
+		a.event.Action, rest = "iam-identity.user-authcode.login", []string{CheckSelector, CheckProfile, CheckLink, CheckRule}
+	}
+	if r.Assertion == "" {
+		a.trace.Fail(CheckCredential, "assertion", "(absent)", "send the identity provider's ID token as assertion")
+		return Answer{}, a.refuse(ctx, missing("assertion"))
+	}
+	proofs, err := s.cfg.Users.Verify(ctx, r.Assertion)
+	if err != nil {
+		refusal := asRefusal(err)
+		a.trace = refusal.Trace
+		a.skip(rest...)
+		for _, aimed := range refusal.Aimed {
+			a.seenBy(aimed.AccountID, aimed.Trace, rest...)
+		}
+		return Answer{}, a.refuse(ctx, refused(refusal))
+	}
+	if r.Account != "" {
+		proofs = slices.DeleteFunc(proofs, func(p attest.UserProof) bool { return p.Provider.AccountID != r.Account })
+	}
+	if len(proofs) != 1 {
+		a.trace.Fail(attest.CheckIssuer, "an identity provider of one account", "of several, or of another one than asked for", "name the account")
+		a.skip(rest...)
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeMissing, "Property missing or empty").
+			WithDetail("The assertion's issuer is not registered in exactly one account; name the account in 'account'."))
+	}
+	proof := proofs[0]
+	a.trace = proof.Trace
+	a.event.AccountID, a.assigned = proof.Provider.AccountID, true
+	a.event.Initiator.Name, a.event.Initiator.TypeURI = proof.User.Name, activity.UserType
+	if r.Profile.empty() {
+		return a.enter(ctx, proof, r.Scope)
+	}
+	return a.putOnUser(ctx, proof, r)
+}
+
+// enter lets a user of the account in and settles his dynamic memberships.
+func (a *attempt) enter(ctx context.Context, proof attest.UserProof, scope string) (Answer, error) {
+	d := a.svc.cfg.Directory
+	account := proof.Provider.AccountID
+	var user *identity.User
+	err := d.Update(ctx, "federated login", func(tx *directory.Tx) error {
+		found := a.svc.userOf(proof)
+		if found == nil || found.Disabled {
+			return nil
+		}
+		user = found
+		if found.Invited || found.Subject == "" {
+			bound := *found
+			bound.Issuer, bound.Subject, bound.Invited = proof.Provider.Issuer, proof.Subject, false
+			d.Users.Put(tx, &bound)
+			user = &bound
+		}
+		tx.By = user.IAMID
+		a.svc.joinGroups(tx, a, user, proof.User)
+		return nil
+	})
+	if err != nil {
+		return Answer{}, a.refuse(ctx, fault.Of(err))
+	}
+	if user == nil {
+		a.trace.Fail(CheckUser, "a user of account "+account, proof.User.Name, "invite the person under an e-mail address that the provider has verified")
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeUserGone, "Provided user not found or active"))
+	}
+	a.trace.Pass(CheckUser, "a user of account "+account, user.IAMID)
+	claims, err := a.svc.subject(account, user.IAMID)
+	if err != nil {
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeUserGone, "Provided user not found or active"))
+	}
+	a.initiate(claims)
+	a.event.Target.ID = a.svc.cfg.Names.Of("iam-identity", "", account, "", "user", user.IAMID).String()
+	a.event.Target.Name = user.Name
+	claims.Scope = scope
+	return a.issue(ctx, claims, token.AccessLife)
+}
+
+// userOf finds the account's user that a proof is about: the one it was bound
+// to, or one whose invitation has the verified e-mail address.
+func (s *Service) userOf(proof attest.UserProof) *identity.User {
+	var invited *identity.User
+	for _, u := range s.cfg.Directory.UsersByAccount.Get(proof.Provider.AccountID) {
+		if u.Subject != "" {
+			if u.Issuer == proof.Provider.Issuer && u.Subject == proof.Subject {
+				return u
+			}
+			continue
+		}
+		if u.Invited && proof.Email != "" && strings.EqualFold(u.Email, proof.Email) {
+			invited = u
+		}
+	}
+	return invited
+}
+
+// joinGroups replaces the user's dynamic memberships by those that the
+// account's rules give him now.
+func (s *Service) joinGroups(tx *directory.Tx, a *attempt, user *identity.User, person trust.User) {
+	d := s.cfg.Directory
+	next := access.Membership{AccountID: user.AccountID, IAMID: user.IAMID}
+	old, had := d.Memberships.Get(directory.UserKey(user.AccountID, user.IAMID))
+	if had {
+		next.Meta = old.Meta
+	}
+	rules := d.GroupRulesByAccount.Get(user.AccountID)
+	slices.SortFunc(rules, func(x, y *access.GroupRule) int { return x.CreatedAt.Compare(y.CreatedAt) })
+	for _, r := range rules {
+		if r.RealmName != person.Realm || !trust.HoldAll(r.Conditions, person.Claims) {
+			continue
+		}
+		m := access.DynamicMember{
+			GroupID: r.GroupID, RuleID: r.ID, Revision: r.Revision,
+			Since: tx.Now, Until: tx.Now.Add(time.Duration(r.Expiration) * time.Hour),
+		}
+		next.Groups = append(next.Groups, m)
+		if !had || !slices.ContainsFunc(old.Groups, func(x access.DynamicMember) bool { return x.GroupID == m.GroupID && tx.Now.Before(x.Until) }) {
+			tx.Record(s.joined(a, tx.Now, user, r))
+		}
+	}
+	switch {
+	case len(next.Groups) > 0:
+		d.Memberships.Put(tx, &next)
+	case had:
+		d.Memberships.Delete(tx, old)
+	}
+}
+
+// joined is the event of a membership that begins.
+func (s *Service) joined(a *attempt, now time.Time, user *identity.User, r *access.GroupRule) *activity.Event {
+	name := r.GroupID
+	if g, ok := s.cfg.Directory.Groups.Get(r.GroupID); ok {
+		name = g.Name
+	}
+	e := &activity.Event{
+		ID: uuid.NewString(), Time: activity.Time{Time: now}, Action: "iam-groups.federated-member.add", AccountID: user.AccountID,
+		Message: "IAM Access Groups: add federated-member " + name, Severity: activity.Warning, CorrelationID: a.origin.TransactionID,
+		LogSourceCRN: s.cfg.Names.Of("iam-groups", "global", user.AccountID, "", "", "").String(),
+		Initiator:    a.event.Initiator,
+		Target: activity.Target{
+			ID:   s.cfg.Names.Of("iam-groups", "", user.AccountID, "", "access-group", r.GroupID).String(),
+			Name: name, TypeURI: "iam-groups/federated-member",
+		},
+		Observer:     activity.Observer{Name: "ActivityTracker"},
+		ResponseData: object(map[string]string{"iam_id": user.IAMID, "rule_id": r.ID, "access_group_id": r.GroupID}),
+	}
+	e.Initiator.ID, e.Initiator.AuthnID = user.IAMID, user.IAMID
+	e.SetReason(200, "")
+	return e
+}
+
+// putOnUser lets a federated user put on a profile. He need not be a user of
+// the account: the profile's rules name whom they trust.
+func (a *attempt) putOnUser(ctx context.Context, proof attest.UserProof, r FederatedRequest) (Answer, error) {
+	account := proof.Provider.AccountID
+	a.trace.Pass(CheckSelector, "one profile", r.Profile.String())
+	p := a.svc.find(account, r.Profile)
+	if p == nil || p.AccountID != account {
+		a.trace.Fail(CheckProfile, r.Profile.String(), "no such profile in the account", "create the profile in the account of the identity provider, or correct its name")
+		a.skip(CheckLink, CheckRule)
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotFound, "Unable to find Object.").
+			WithDetail("Object Type: 'Profile' with %s.", r.Profile))
+	}
+	a.trace.Pass(CheckProfile, r.Profile.String(), p.ID+" ("+p.Name+")")
+	a.event.Target.ID = a.svc.cfg.Names.Of("iam-identity", "", account, "", "profile", p.ID).String()
+	a.event.Target.Name = p.Name
+	a.request["profile_id"] = p.ID
+	v := trust.MatchUser(trust.Candidate{Profile: p, Rules: a.svc.cfg.Directory.RulesByProfile.Get(p.ID)}, proof.User)
+	a.trace = append(a.trace, v.Explain()...)
+	if !v.Matched {
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile not eligible.").
+			WithDetail("The user '%s' is not permitted to assume the indicated trusted profile; profile ID '%s'", proof.User.Name, crn.IAMID(p.ID)))
+	}
+	// What stands behind the profile is the person as the provider knows him.
+	authn := token.Authn{Subject: proof.Subject, IAMID: federatedID(proof), Name: proof.User.Name, Email: proof.Email}
+	i := &a.event.Initiator
+	i.ID, i.Name, i.TypeURI, i.Credential.Type = crn.IAMID(p.ID), p.Name, activity.ProfileType, "profile"
+	i.AuthnID, i.AuthnName = authn.IAMID, authn.Name
+	life := token.AccessLife
+	if v.Rule.Expiration > 0 {
+		life = min(life, time.Duration(v.Rule.Expiration)*time.Second)
+	}
+	return a.issue(ctx, token.Claims{
+		IAMID: crn.IAMID(p.ID), SubType: token.SubProfile, Name: p.Name, Scope: r.Scope,
+		Authn: &authn, Account: token.Account{BSS: account},
+	}, life)
+}
+
+// federatedID names a person in logs and tokens who is no user of the account.
+func federatedID(proof attest.UserProof) string {
+	return proof.Provider.ID + "-" + proof.Subject
+}

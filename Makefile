@@ -1,6 +1,9 @@
 # make build   bin/tabard
 # make test    lint, unit, race, property and end-to-end tests
 # make demo    play both scenes on this machine
+# make conformance    the published SDK's own integration suites; ARGS='-run TestPublishedSuites/iamidentityv1' for one
+# make compatibility  the same, and docs/compatibility.md anew
+# make test-terraform the published Terraform provider; compiles for 10 minutes on 2 cores the first time
 # make bench   token exchanges per second beside a bare handler
 # make fuzz    each fuzz target for FUZZTIME
 
@@ -9,8 +12,9 @@ FUZZTIME ?= 30s
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS  := -s -w -X tabard.dev/tabard/internal/cli.Version=$(VERSION)
 LINT     := $(CURDIR)/.cache/golangci-lint
+TF       := $(CURDIR)/.cache/terraform
 
-.PHONY: build test demo bench fuzz lint unit e2e examples clean
+.PHONY: build test demo bench fuzz lint unit e2e conformance compatibility test-terraform examples clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tabard ./cmd/tabard
@@ -42,7 +46,24 @@ examples:
 
 e2e: build
 	mkdir -p bin && cd examples/resource-lister && CGO_ENABLED=0 $(GO) build -o $(CURDIR)/bin/resource-lister .
-	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister $(GO) test -count=1 -timeout 20m ./...
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister $(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v /conformance)
+
+# The suites wait more than they work, so that all of them run at once.
+conformance: build
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard $(GO) test -count=1 -timeout 30m -parallel 8 -v $(ARGS) ./conformance
+
+compatibility:
+	COMPATIBILITY=write $(MAKE) conformance
+
+test-terraform: build $(TF)/terraform $(TF)/terraform-provider-ibm
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard TERRAFORM_BIN=$(TF)/terraform TERRAFORM_PROVIDER_BIN=$(TF)/terraform-provider-ibm \
+		$(GO) test -tags terraform -count=1 -timeout 15m $(ARGS) ./terraform
+
+$(TF)/terraform: test/terraform/cli/go.mod test/terraform/cli/go.sum
+	cd test/terraform/cli && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ github.com/hashicorp/terraform
+
+$(TF)/terraform-provider-ibm: test/terraform/provider/go.mod test/terraform/provider/go.sum
+	cd test/terraform/provider && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ github.com/IBM-Cloud/terraform-provider-ibm
 
 bench:
 	$(GO) run ./bench $(ARGS)

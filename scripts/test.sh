@@ -16,6 +16,8 @@ say "examples"
 make -s examples || status=1
 say "end to end: the built binary with curl and the published SDKs"
 make -s e2e || status=1
+say "the published suites against the built binary"
+make -s conformance || status=1
 say "lint"
 wait "$lint" || status=1
 cat "$log"

@@ -7,6 +7,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -124,6 +125,14 @@ type Target struct {
 	CRN      string
 	Name     string
 	TypeURI  string
+
+	// Owner is the IAM ID of an identity whose own affair this is: it needs no
+	// action. "" is nobody.
+	Owner string
+
+	// Event, when not empty, is the name of the event of a change instead of
+	// the route's, for routes whose events depend on what they are about.
+	Event string
 }
 
 // Reply is an answer.
@@ -136,6 +145,9 @@ type Reply struct {
 	// never a secret.
 	ResponseData map[string]any
 }
+
+// OptionalBody marks body types that a request may leave out.
+type OptionalBody interface{ OptionalBody() }
 
 // None is the body type of requests that have none.
 type None struct{}
@@ -198,7 +210,7 @@ func Read[T any](f *Family, pattern, action string, load func(*Call) (T, Target,
 		if err != nil {
 			return Reply{}, c.recordDenial(action, target, err)
 		}
-		if err := c.Authorize(action, target.Resource); err != nil {
+		if err := c.authorizeOn(target, action); err != nil {
 			return Reply{}, c.recordDenial(action, target, err)
 		}
 		reply, err := show(c, obj)
@@ -255,7 +267,8 @@ func ChangeAfter[B, T any](f *Family, pattern, action, event string, prepare fun
 		}
 		body := new(B)
 		if _, none := any(body).(*None); !none {
-			if err := c.decode(body); err != nil {
+			err := c.decode(body)
+			if _, optional := any(body).(OptionalBody); err != nil && (!optional || !errors.Is(err, io.EOF)) {
 				return Reply{}, err
 			}
 		}
@@ -272,7 +285,7 @@ func ChangeAfter[B, T any](f *Family, pattern, action, event string, prepare fun
 			if err != nil {
 				return err
 			}
-			if err := c.Authorize(action, t.Resource); err != nil {
+			if err := c.authorizeOn(t, action); err != nil {
 				return err
 			}
 			r, t, err := do(c, tx, body, obj)
@@ -335,7 +348,7 @@ const actionEvaluated = "iam-access-management.authorization.eval"
 func (c *Call) recordChange(tx *directory.Tx, event string, reply Reply, target Target) error {
 	e := c.event(event, target)
 	e.SetReason(replyStatus(reply), "")
-	e.Severity = changeSeverity(event)
+	e.Severity = changeSeverity(e.Action)
 	if len(reply.ResponseData) > 0 {
 		data, err := json.Marshal(reply.ResponseData)
 		if err != nil {
@@ -472,6 +485,15 @@ func (c *Call) decide(action string, resource map[string]string) access.Decision
 	return d
 }
 
+// authorizeOn authorizes the caller to do a route's action on its target.
+func (c *Call) authorizeOn(t Target, action string) error {
+	if t.Owner != "" && t.Owner == c.Caller.IAMID {
+		c.trace.Pass("owner", "the identity that this is about", t.Owner)
+		return nil
+	}
+	return c.Authorize(action, t.Resource)
+}
+
 // Authorize returns a fault of kind Denied unless the caller may do the action
 // on the resource. The trace goes to the activity event.
 func (c *Call) Authorize(action string, resource map[string]string) error {
@@ -543,6 +565,7 @@ func (c *Call) recordFailure(action string, target Target, err error) error {
 
 // event begins the activity event of this call.
 func (c *Call) event(action string, t Target) *activity.Event {
+	action = cmp.Or(t.Event, action)
 	e := &activity.Event{
 		ID: uuid.NewString(), Time: activity.Time{Time: c.Now()}, Action: action,
 		CorrelationID: TransactionID(c.R.Context()), AccountID: c.OperatorAccount,
@@ -662,7 +685,7 @@ func bodyFault(err error) error {
 	case errors.As(err, &wrongType):
 		return fault.New(fault.Invalid, "invalid_body", "The body's field %q must be a JSON %s.", wrongType.Field, jsonKind(wrongType.Type.Kind().String())).On(wrongType.Field)
 	case errors.Is(err, io.EOF):
-		return fault.New(fault.Invalid, "invalid_body", "The request has no body; send a JSON object.")
+		return fault.New(fault.Invalid, "invalid_body", "The request has no body; send a JSON object.").Because(err)
 	}
 	return fault.New(fault.Invalid, "invalid_body", "The body is not valid JSON: %v.", err)
 }

@@ -23,6 +23,8 @@ const (
 	NotFound                    // 404: absent, or hidden from this caller
 	Conflict                    // 409: another object or state stands in the way
 	Stale                       // 412 or 409: the caller's entity tag is old
+	Gone                        // 410: it was there and is not any more
+	Locked                      // 422: its state does not admit the operation
 	TooLarge                    // 413
 	Unsupported                 // 415: a content type that is not understood
 	Limited                     // 429
@@ -31,7 +33,7 @@ const (
 
 var kindNames = map[Kind]string{
 	Internal: "internal", Invalid: "invalid", Unauthenticated: "unauthenticated", Denied: "denied",
-	NotFound: "not_found", Conflict: "conflict", Stale: "stale", TooLarge: "too_large",
+	NotFound: "not_found", Conflict: "conflict", Stale: "stale", Gone: "gone", Locked: "locked", TooLarge: "too_large",
 	Unsupported: "unsupported_media_type", Limited: "rate_limited", Unavailable: "unavailable",
 }
 

@@ -275,6 +275,10 @@ func StatusOf(k fault.Kind) int {
 		return http.StatusNotFound
 	case fault.Conflict, fault.Stale:
 		return http.StatusConflict
+	case fault.Gone:
+		return http.StatusGone
+	case fault.Locked:
+		return http.StatusUnprocessableEntity
 	case fault.TooLarge:
 		return http.StatusRequestEntityTooLarge
 	case fault.Unsupported:

@@ -83,6 +83,7 @@ type Key struct {
 	Parameters   json.RawMessage `json:"parameters,omitempty"`
 	ServiceID    string          `json:"service_id,omitempty"`
 	APIKeyID     string          `json:"apikey_id,omitempty"`
+	Sealed       []byte          `json:"sealed,omitempty"` // the API key's value, see token.Sealer
 	PolicyID     string          `json:"policy_id,omitempty"`
 	State        string          `json:"state,omitempty"`
 	DeletedAt    time.Time       `json:"deleted_at,omitzero"`

@@ -61,17 +61,17 @@ func Open(ctx context.Context, cfg Config, log Log) (*Tracker, error) {
 	for _, u := range cfg.Directory.Usage.All() {
 		t.counts[u.ID] = &counter{u.Count, u.Last}
 	}
-	mark, ok := cfg.Directory.Usage.Get(markID)
-	if !ok {
-		return t, nil
+	// Without a mark the installation is older than its records: the whole log
+	// is counted, once.
+	q := store.Query{AllAccounts: true, Outcome: activity.Success, Limit: 1000}
+	if mark, ok := cfg.Directory.Usage.Get(markID); ok {
+		t.mark = mark.Last
+		q.Since = mark.Last.Add(time.Nanosecond)
 	}
-	t.mark = mark.Last
-	since := mark.Last
-	q := store.Query{AllAccounts: true, Outcome: activity.Success, Since: since.Add(time.Nanosecond), Limit: 1000}
 	for {
 		page, err := log.Events(ctx, q)
 		if err != nil {
-			return nil, fmt.Errorf("count the logins since %s: %w", since.Format(time.RFC3339), err)
+			return nil, fmt.Errorf("count the logins since %s: %w", q.Since.Format(time.RFC3339), err)
 		}
 		for _, stored := range page {
 			var e activity.Event
@@ -92,7 +92,7 @@ func (t *Tracker) Login(e *activity.Event) {
 	if t == nil || e.Outcome != activity.Success || !strings.HasSuffix(e.Action, ".login") {
 		return
 	}
-	t.add(e.Initiator.ID, e.Time.Time)
+	t.add(directory.UserKey(e.AccountID, e.Initiator.ID), e.Time.Time)
 	if key := e.Target.ID[strings.LastIndexByte(e.Target.ID, ':')+1:]; strings.HasPrefix(key, "ApiKey-") {
 		t.add(key, e.Time.Time)
 	}
@@ -128,8 +128,9 @@ func (t *Tracker) add(id string, at time.Time) {
 	}
 }
 
-// Of returns how often something was used and when last; the time is zero when
-// it never was.
+// Of returns how often something was used, and when last; the time is zero when
+// it never was. Identities are counted by directory.UserKey, because the same
+// person may be a user of several accounts; API keys and policies by their id.
 func (t *Tracker) Of(id string) (count int64, last time.Time) {
 	if t == nil {
 		return 0, time.Time{}

@@ -10,6 +10,7 @@ import (
 type exclusion struct {
 	spec   string
 	reason string
+	at     []string // the endpoints that the reason is about, and those below
 
 	// answered: the spec passes nevertheless and has to go on passing, because
 	// a required spec asks for the same answer. It does not count as required.
@@ -20,6 +21,7 @@ type exclusion struct {
 //
 //	suite NAME
 //	because REASON              for the specs up to the next reason
+//	at ENDPOINT ...             that the reason is about, with all below
 //	- FULL NAME OF A SPEC       excluded: must not pass
 //	+ FULL NAME OF A SPEC       excluded, but must pass
 //
@@ -35,6 +37,7 @@ func loadExclusions(file string) (map[string][]exclusion, error) {
 func parseExclusions(text string) (map[string][]exclusion, error) {
 	list := map[string][]exclusion{}
 	suite, reason := "", ""
+	var at []string
 	n := 0
 	for line := range strings.Lines(text) {
 		n++
@@ -44,16 +47,18 @@ func parseExclusions(text string) (map[string][]exclusion, error) {
 		switch word {
 		case "", "#":
 		case "suite":
-			suite, reason = rest, ""
+			suite, reason, at = rest, "", nil
 		case "because":
-			reason = rest
+			reason, at = rest, nil
+		case "at":
+			at = strings.Fields(rest)
 		case "-", "+":
 			if suite == "" || reason == "" || rest == "" {
 				return nil, fmt.Errorf("exclusions, line %d: a spec needs a suite, a reason and a name", n)
 			}
-			list[suite] = append(list[suite], exclusion{spec: rest, reason: reason, answered: word == "+"})
+			list[suite] = append(list[suite], exclusion{spec: rest, reason: reason, at: at, answered: word == "+"})
 		default:
-			return nil, fmt.Errorf("exclusions, line %d: %q is not suite, because, - or +", n, word)
+			return nil, fmt.Errorf("exclusions, line %d: %q is not suite, because, at, - or +", n, word)
 		}
 	}
 	return list, nil
@@ -63,6 +68,7 @@ func parseExclusions(text string) (map[string][]exclusion, error) {
 type verdict struct {
 	passed   int       // required specs
 	excluded int       // specs on the list
+	answered int       // of them those that pass, as they have to
 	failing  []outcome // specs that had to pass
 	problems []string  // anything else that makes the run fail
 }
@@ -101,6 +107,9 @@ func judge(required int, outcomes []outcome, exclusions []exclusion) verdict {
 			continue
 		case excluded:
 			v.excluded++
+			if o.state == passed {
+				v.answered++
+			}
 		case !setup:
 			counted++
 			if o.state == passed {

@@ -68,6 +68,7 @@ func play(t testing.TB, s suite, in *installation, rec *recorder, focus string) 
 	cmd.Env = append(os.Environ(), "ACK_GINKGO_DEPRECATIONS=1.16.5")
 	cmd.Stdout, cmd.Stderr = log, log
 	runErr := cmd.Run() // its status is that of the specs; they are in the report
+	in.proxy.close()    // so that all that was asked has been noted
 	b, err := os.ReadFile(report)
 	if err != nil {
 		written, _ := os.ReadFile(log.Name())
@@ -85,7 +86,7 @@ func (s suite) environment(in *installation) []byte {
 	var b strings.Builder
 	for _, prefix := range s.prefixes {
 		fmt.Fprintf(&b, "%s_URL=%s\n%s_AUTH_TYPE=iam\n%s_AUTH_URL=%s\n%s_APIKEY=%s\n",
-			prefix, in.url, prefix, prefix, in.url, prefix, in.apiKey)
+			prefix, in.proxy.url, prefix, prefix, in.proxy.url, prefix, in.apiKey)
 	}
 	settings := s.settings(in)
 	for _, name := range slices.Sorted(maps.Keys(settings)) {

@@ -25,10 +25,14 @@ const (
 
 // sdkDir is the module's folder in the module cache, which is read-only.
 var sdkDir = sync.OnceValues(func() (string, error) {
-	out, err := goCommand(harness.Root(), "mod", "download", "-json", sdkModule+"@"+sdkVersion)
-	var info struct{ Dir, Sum, Error string }
-	if jsonErr := json.Unmarshal(out, &info); jsonErr != nil || info.Error != "" || err != nil {
-		return "", fmt.Errorf("download %s@%s: %v %s", sdkModule, sdkVersion, err, info.Error)
+	// Outside of any module, whose go.mod and go.sum would play a part.
+	out, err := goCommand(os.TempDir(), "mod", "download", "-json", sdkModule+"@"+sdkVersion)
+	if err != nil {
+		return "", fmt.Errorf("download %s@%s: %w\n%s", sdkModule, sdkVersion, err, out) // its Error is in out
+	}
+	var info struct{ Dir, Sum string }
+	if err := json.Unmarshal(out, &info); err != nil {
+		return "", fmt.Errorf("download %s@%s: %w", sdkModule, sdkVersion, err)
 	}
 	if info.Sum != sdkSum {
 		return "", fmt.Errorf("%s@%s has the sum %s instead of %s", sdkModule, sdkVersion, info.Sum, sdkSum)
@@ -71,7 +75,7 @@ func compile(pkg string) (string, error) {
 	// written.
 	fresh := filepath.Join(cache, fmt.Sprintf(".%s.%d", pkg, os.Getpid()))
 	defer os.Remove(fresh)
-	if _, err := goCommand(src, "test", "-c", "-tags=integration", "-o", fresh, "./"+pkg); err != nil {
+	if _, err := goCommand(src, "test", "-c", "-trimpath", "-tags=integration", "-o", fresh, "./"+pkg); err != nil {
 		return "", fmt.Errorf("compile the suite %s: %w", pkg, err)
 	}
 	if err := os.Rename(fresh, bin); err != nil {
@@ -112,7 +116,7 @@ func copySources(dst, src string) error {
 func goCommand(dir string, args ...string) ([]byte, error) {
 	cmd := exec.Command("go", args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=mod")
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
 	var out, log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &log
 	if err := cmd.Run(); err != nil {

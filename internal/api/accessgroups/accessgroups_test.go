@@ -94,7 +94,7 @@ func TestCreatedGroupCanBeReadBackAndListed(t *testing.T) {
 	if body["is_federated"] != false || !strings.HasSuffix(body["crn"].(string), ":"+id) {
 		t.Errorf("read %v", body)
 	}
-	list := e.Do(apitest.Request{Path: groups(e.Owner)}).Want(200)
+	list := e.Do(apitest.Request{Path: groups(e.Owner) + "&hide_public_access=true"}).Want(200)
 	if list["total_count"] != 1.0 || list["groups"].([]any)[0].(obj)["id"] != id {
 		t.Errorf("listed %v", list)
 	}
@@ -134,7 +134,7 @@ func TestBadGroupsAreRefusedWith400(t *testing.T) {
 	}
 	e.Do(apitest.Request{Method: "POST", Path: "/v2/groups", Body: obj{"name": "x"}}).Want(400)
 	e.Do(apitest.Request{Path: "/v2/groups"}).Want(400)
-	for _, query := range []string{"limit=101", "limit=-1", "limit=x", "offset=-1", "sort=size", "search=x", "membership_type=odd"} {
+	for _, query := range []string{"limit=101", "limit=-1", "limit=x", "offset=-1", "sort=size", "search=x", "membership_type=odd", "show_crn=x", "show_federated=2", "hide_public_access=maybe"} {
 		e.Do(apitest.Request{Path: groups(e.Owner) + "&" + query}).Want(400)
 	}
 }
@@ -258,7 +258,7 @@ func TestEachMemberOfABulkCallHasAnAnswerOfItsOwn(t *testing.T) {
 		obj{"iam_id": "", "type": "user"},
 		obj{"iam_id": profile, "type": "profile"},
 	)
-	if got, want := statuses(members), "200 200 200 404 404 404 404 400 400 400 400 200"; got != want {
+	if got, want := statuses(members), "200 200 200 404 404 200 404 400 400 400 400 200"; got != want {
 		t.Errorf("statuses %s, want %s", got, want)
 	}
 	first, fourth := members[0].(obj), members[3].(obj)
@@ -269,7 +269,7 @@ func TestEachMemberOfABulkCallHasAnAnswerOfItsOwn(t *testing.T) {
 		t.Errorf("refused %v", fourth)
 	}
 	list := e.Do(apitest.Request{Path: "/v2/groups/" + id + "/members?verbose=true&sort=type"}).Want(200)
-	if list["total_count"] != 3.0 {
+	if list["total_count"] != 4.0 {
 		t.Fatalf("listed %v", list)
 	}
 	m := list["members"].([]any)[0].(obj)
@@ -278,7 +278,7 @@ func TestEachMemberOfABulkCallHasAnAnswerOfItsOwn(t *testing.T) {
 		t.Errorf("member %v", m)
 	}
 	only := e.Do(apitest.Request{Path: "/v2/groups/" + id + "/members?type=user"}).Want(200)
-	if only["total_count"] != 1.0 {
+	if only["total_count"] != 2.0 {
 		t.Errorf("users %v", only)
 	}
 	if dynamic := e.Do(apitest.Request{Path: "/v2/groups/" + id + "/members?membership_type=dynamic"}).Want(200); dynamic["total_count"] != 0.0 {
@@ -377,6 +377,8 @@ func TestOtherAccountsGroupsDoNotExistForTheCaller(t *testing.T) {
 	id, etag := create(e, "Auditors")
 	profile := addProfile(e, e.Owner.AccountID, "p")
 	add(e, id, obj{"iam_id": profile, "type": "profile"})
+	rule, ruleTag := addRule(e, id)
+	own := e.Do(apitest.Request{Method: "POST", Path: groups(e.Other), Body: obj{"name": "Own"}, As: e.Other.IAMID}).Want(201)["id"].(string)
 	one, members := "/v2/groups/"+id, "/v2/groups/"+id+"/members"
 	for _, r := range []apitest.Request{
 		{Path: one},
@@ -387,11 +389,45 @@ func TestOtherAccountsGroupsDoNotExistForTheCaller(t *testing.T) {
 		{Method: "HEAD", Path: members + "/" + profile},
 		{Method: "DELETE", Path: members + "/" + profile},
 		{Method: "POST", Path: members + "/delete", Body: obj{"members": []string{profile}}},
+		{Path: one + "/rules"},
+		{Method: "POST", Path: one + "/rules", Body: ruleBody()},
+		{Path: one + "/rules/" + rule},
+		{Method: "PUT", Path: one + "/rules/" + rule, Body: ruleBody(), Header: map[string]string{"If-Match": ruleTag}},
+		{Method: "DELETE", Path: one + "/rules/" + rule},
+		{Path: "/v2/groups/" + own + "/rules/" + rule},
+		{Method: "PUT", Path: "/v2/groups/" + own + "/rules/" + rule, Body: ruleBody(), Header: map[string]string{"If-Match": "*"}},
+		{Method: "DELETE", Path: "/v2/groups/" + own + "/rules/" + rule},
+		{Method: "DELETE", Path: everywhere(e.Other, profile)},
+		{Method: "PUT", Path: everywhere(e.Other, profile), Body: obj{"type": "profile", "groups": []string{own}}},
 	} {
 		r.As = e.Other.IAMID
 		if body := e.Do(r).Want(404); code(body) != "not_found" {
 			t.Errorf("%s %s: %v", r.Method, r.Path, body)
 		}
+	}
+	mixed := e.Do(apitest.Request{
+		Method: "PUT", Path: everywhere(e.Other, e.Other.IAMID), As: e.Other.IAMID,
+		Body: obj{"type": "user", "groups": []string{id, own}},
+	}).Want(207)
+	if got := statuses(mixed["groups"].([]any)); got != "404 200" {
+		t.Errorf("statuses %s, want 404 200", got)
+	}
+	for _, account := range []string{e.Owner.AccountID, "there is none"} {
+		query := "?account_id=" + url.QueryEscape(account)
+		for _, r := range []apitest.Request{
+			{Path: "/v2/groups/settings" + query},
+			{Method: "PATCH", Path: "/v2/groups/settings" + query, Body: obj{"public_access_enabled": false}},
+			{Method: "PUT", Path: "/v2/groups/_allgroups/members/" + profile + query, Body: obj{"type": "profile", "groups": []string{id}}},
+			{Method: "DELETE", Path: "/v2/groups/_allgroups/members/" + profile + query},
+		} {
+			r.As = e.Other.IAMID
+			if body := e.Do(r).Want(403); code(body) != "forbidden" {
+				t.Errorf("%s %s: %v", r.Method, r.Path, body)
+			}
+		}
+	}
+	if got := e.Config.Directory.GroupSettingsOf(e.Owner.AccountID); !got.PublicAccess {
+		t.Error("another account turned public access off")
 	}
 	foreign := e.Do(apitest.Request{Path: groups(e.Owner), As: e.Other.IAMID}).Want(200)
 	if foreign["total_count"] != 0.0 || len(foreign["groups"].([]any)) != 0 {
@@ -406,6 +442,7 @@ func TestOtherAccountsGroupsDoNotExistForTheCaller(t *testing.T) {
 func TestCallersWithoutRightsChangeNothingAndSeeNothing(t *testing.T) {
 	e := start(t)
 	id, etag := create(e, "Auditors")
+	rule, ruleTag := addRule(e, id)
 	viewer := "IBMid-VIEWER"
 	e.Grant(viewer, "iam-groups", "Viewer")
 	one, members := "/v2/groups/"+id, "/v2/groups/"+id+"/members"
@@ -416,8 +453,22 @@ func TestCallersWithoutRightsChangeNothingAndSeeNothing(t *testing.T) {
 		{Method: "PUT", Path: members, Body: obj{"members": []obj{{"iam_id": viewer, "type": "user"}}}},
 		{Method: "DELETE", Path: members + "/" + e.Owner.IAMID},
 		{Method: "POST", Path: members + "/delete", Body: obj{"members": []string{e.Owner.IAMID}}},
+		{Method: "PUT", Path: everywhere(e.Owner, viewer), Body: obj{"type": "user", "groups": []string{id}}},
+		{Method: "DELETE", Path: everywhere(e.Owner, e.Owner.IAMID)},
+		{Method: "POST", Path: one + "/rules", Body: ruleBody()},
+		{Method: "PUT", Path: one + "/rules/" + rule, Body: ruleBody(), Header: map[string]string{"If-Match": ruleTag}},
+		{Method: "DELETE", Path: one + "/rules/" + rule},
+		{Method: "PATCH", Path: settings(e), Body: obj{"public_access_enabled": false}},
+		{Method: "DELETE", Path: "/v2/groups/" + access.PublicAccess},
 	}
-	reads := []apitest.Request{{Path: one}, {Path: members}, {Method: "HEAD", Path: members + "/x"}}
+	reads := []apitest.Request{
+		{Path: one},
+		{Path: members},
+		{Method: "HEAD", Path: members + "/x"},
+		{Path: one + "/rules"},
+		{Path: one + "/rules/" + rule},
+		{Path: settings(e)},
+	}
 	for _, who := range []string{viewer, stranger} {
 		for _, r := range changes {
 			r.As = who
@@ -434,10 +485,12 @@ func TestCallersWithoutRightsChangeNothingAndSeeNothing(t *testing.T) {
 	}
 	e.Do(apitest.Request{Path: one, As: viewer}).Want(200)
 	e.Do(apitest.Request{Path: members, As: viewer}).Want(200)
+	e.Do(apitest.Request{Path: one + "/rules/" + rule, As: viewer}).Want(200)
+	e.Do(apitest.Request{Path: settings(e), As: viewer}).Want(200)
 	if list := e.Do(apitest.Request{Path: groups(e.Owner), As: stranger}).Want(200); list["total_count"] != 0.0 {
 		t.Errorf("a stranger sees %v", list)
 	}
-	if list := e.Do(apitest.Request{Path: groups(e.Owner), As: viewer}).Want(200); list["total_count"] != 1.0 {
+	if list := e.Do(apitest.Request{Path: groups(e.Owner), As: viewer}).Want(200); list["total_count"] != 2.0 {
 		t.Errorf("a viewer sees %v", list)
 	}
 }
@@ -448,7 +501,7 @@ func TestPagesCoverTheListOnceAndInOrder(t *testing.T) {
 		create(e, fmt.Sprint("group ", 6-i))
 	}
 	var names []string
-	path, pages := groups(e.Owner)+"&limit=3", 0
+	path, pages := groups(e.Owner)+"&limit=3&hide_public_access=true", 0
 	for path != "" {
 		list := e.Do(apitest.Request{Path: path}).Want(200)
 		for _, g := range list["groups"].([]any) {
@@ -472,7 +525,7 @@ func TestPagesCoverTheListOnceAndInOrder(t *testing.T) {
 	if got, want := strings.Join(names, ","), "group 0,group 1,group 2,group 3,group 4,group 5,group 6"; got != want {
 		t.Errorf("names %s, want %s", got, want)
 	}
-	list := e.Do(apitest.Request{Path: groups(e.Owner) + "&limit=3&offset=3&sort=-name"}).Want(200)
+	list := e.Do(apitest.Request{Path: groups(e.Owner) + "&limit=3&offset=3&sort=-name&hide_public_access=true"}).Want(200)
 	if got := list["groups"].([]any)[0].(obj)["name"]; got != "group 3" {
 		t.Errorf("descending, the fourth is %v", got)
 	}
@@ -499,13 +552,17 @@ func TestListIsFilteredByMemberAndSearch(t *testing.T) {
 		return e.Do(apitest.Request{Path: groups(e.Owner) + "&" + query}).Want(200)["total_count"]
 	}
 	for query, want := range map[string]float64{
-		"iam_id=" + e.Owner.IAMID:                              1,
-		"iam_id=" + e.Owner.IAMID + "&membership_type=static":  1,
-		"iam_id=" + e.Owner.IAMID + "&membership_type=dynamic": 0,
-		"iam_id=" + stranger:                                   0,
-		"search=name:build":                                    1,
-		"search=id:" + a:                                       1,
-		"search=description:nothing":                           0,
+		"iam_id=" + e.Owner.IAMID:                                  2,
+		"iam_id=" + e.Owner.IAMID + "&hide_public_access=true":     1,
+		"iam_id=" + e.Owner.IAMID + "&membership_type=static":      1,
+		"iam_id=" + e.Owner.IAMID + "&membership_type=dynamic":     0,
+		"iam_id=" + e.Owner.IAMID + "&membership_type=inherited":   1,
+		"iam_id=" + stranger:                                       1,
+		"iam_id=" + stranger + "&membership_type=all&search=name:": 1,
+		"iam_id=" + stranger + "&membership_type=static":           0,
+		"search=name:build":                                        1,
+		"search=id:" + a:                                           1,
+		"search=description:nothing":                               0,
 	} {
 		if got := count(query); got != want {
 			t.Errorf("%s found %v, want %v", query, got, want)

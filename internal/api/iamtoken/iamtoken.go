@@ -121,6 +121,10 @@ func (h *handler) dispatch(r *http.Request, o grant.Origin, f fields) (grant.Ans
 		return h.cfg.Grants.Assume(ctx, o, grant.AssumeRequest{
 			AccessToken: strings.TrimSpace(f["access_token"]), Profile: profile, Account: f["account"],
 		})
+	case grant.TypeJWTBearer:
+		return h.cfg.Grants.Federated(ctx, o, grant.FederatedRequest{
+			Assertion: strings.TrimSpace(f["assertion"]), Account: f["account"], Profile: profile, Scope: f["scope"],
+		})
 	case grant.TypeRefresh:
 		return h.cfg.Grants.Refresh(ctx, o, strings.TrimSpace(f["refresh_token"]))
 	case "":
@@ -251,7 +255,7 @@ func (h *handler) discovery(w http.ResponseWriter, _ *http.Request) {
 		"introspection_endpoint":                base + "/introspect",
 		"jwks_uri":                              base + "/keys",
 		"response_types_supported":              []string{"token"},
-		"grant_types_supported":                 []string{grant.TypeAPIKey, grant.TypeCRToken, grant.TypeAssume, grant.TypeRefresh},
+		"grant_types_supported":                 []string{grant.TypeAPIKey, grant.TypeCRToken, grant.TypeAssume, grant.TypeJWTBearer, grant.TypeRefresh},
 		"subject_types_supported":               []string{"public"},
 		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "none"},
 		"id_token_signing_alg_values_supported": []jose.SignatureAlgorithm{jose.ES256, jose.RS256},

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/api"
@@ -22,8 +23,24 @@ const groupType = "resource-group"
 // maxGroupName is our bound in characters; the reference has none.
 const maxGroupName = 100
 
-// stateActive is the only state that a group can have here.
-const stateActive = "ACTIVE"
+// States of a group. Nothing new is created in a suspended one.
+const (
+	stateActive    = "ACTIVE"
+	stateSuspended = "SUSPENDED"
+)
+
+func (r *routes) registerGroups() {
+	api.List(r.Family, "GET /v2/resource_groups", groupRetrieve, listGroups)
+	api.Change(r.Family, "POST /v2/resource_groups", "resource-controller.group.create", "resource-controller.group.create", loadNewGroup, createGroup)
+	api.Read(r.Family, "GET /v2/resource_groups/{id}", groupRetrieve, loadGroup, showGroup)
+	api.Change(r.Family, "PATCH /v2/resource_groups/{id}", "resource-controller.group.update", "resource-controller.group.update", loading[groupPatch](loadGroup), updateGroup)
+	api.Change(r.Family, "DELETE /v2/resource_groups/{id}", "resource-controller.group.delete", "resource-controller.group.delete", loading[api.None](loadGroup), deleteGroup)
+	const constant = "quotas are the same constants for everybody"
+	api.Open(r.Family, "GET /v2/quota_definitions", constant, listQuotas)
+	api.Open(r.Family, "GET /v2/quota_definitions/{id}", constant, showQuota)
+}
+
+const groupRetrieve = "resource-controller.group.retrieve"
 
 type groupBody struct {
 	ID                string   `json:"id"`
@@ -44,11 +61,18 @@ type groupBody struct {
 func encodeGroup(c *api.Call, g *resource.Group) groupBody {
 	self := c.URL + "/v2/resource_groups/" + url.PathEscape(g.ID)
 	return groupBody{
-		ID: g.ID, CRN: groupCRN(c, g.ID), AccountID: g.AccountID, Name: g.Name, State: stateActive, Default: g.Default,
-		QuotaID: quotaID, QuotaURL: c.URL + "/v2/quota_definitions/" + quotaID,
+		ID: g.ID, CRN: groupCRN(c, g.ID), AccountID: g.AccountID, Name: g.Name, State: groupState(g), Default: g.Default,
+		QuotaID: defaultQuota, QuotaURL: c.URL + "/v2/quota_definitions/" + defaultQuota,
 		PaymentMethodsURL: self + "/payment_methods", ResourceLinkages: []string{}, TeamsURL: self + "/teams",
 		CreatedAt: stamp(g.CreatedAt), UpdatedAt: stamp(g.ModifiedAt),
 	}
+}
+
+func groupState(g *resource.Group) string {
+	if g.State == "" {
+		return stateActive
+	}
+	return g.State
 }
 
 func groupCRN(c *api.Call, id string) string {
@@ -75,14 +99,22 @@ func findGroup(c *api.Call, id string) (*resource.Group, error) {
 	return g, nil
 }
 
-// listGroups has no paging (reference/access-and-audit.md section 5.3). Of the
-// query parameters, date and include_deleted change nothing, because deleted
-// groups are not kept.
+// listGroups has no paging (reference/access-and-audit.md section 5.3). The
+// parameters date and include_deleted are about deleted groups; these are not
+// kept, so both are checked and change nothing.
 func listGroups(c *api.Call, may func(map[string]string) bool) (api.Reply, error) {
 	q := c.R.URL.Query()
-	def := q.Get("default")
-	if def != "" && def != "true" && def != "false" {
-		return api.Reply{}, invalidParameter("default", def, "true or false")
+	def, err := boolParameter(c, "default")
+	if err == nil {
+		_, err = boolParameter(c, "include_deleted")
+	}
+	if err != nil {
+		return api.Reply{}, err
+	}
+	if date := q.Get("date"); date != "" {
+		if _, err := time.Parse("2006-01", date); err != nil {
+			return api.Reply{}, invalidParameter("date", date, "a month such as 2026-01")
+		}
 	}
 	out := []groupBody{}
 	for _, g := range c.Directory.ResourceGroupsByAccount.Get(c.Account()) {
@@ -97,6 +129,15 @@ func listGroups(c *api.Call, may func(map[string]string) bool) (api.Reply, error
 	}
 	slices.SortFunc(out, func(a, b groupBody) int { return strings.Compare(a.Name, b.Name) })
 	return api.Reply{Body: map[string]any{"resources": out}}, nil
+}
+
+// boolParameter returns "true", "false" or, when the parameter is not there, "".
+func boolParameter(c *api.Call, name string) (string, error) {
+	s := c.R.URL.Query().Get(name)
+	if s != "" && s != "true" && s != "false" {
+		return "", invalidParameter(name, s, "true or false")
+	}
+	return s, nil
 }
 
 func invalidParameter(name, value, wanted string) error {
@@ -144,8 +185,6 @@ func loadGroup(c *api.Call) (*resource.Group, api.Target, error) {
 	return g, groupTarget(c, g), nil
 }
 
-func loadGroupFor[B any](c *api.Call, _ *B) (*resource.Group, api.Target, error) { return loadGroup(c) }
-
 func showGroup(c *api.Call, g *resource.Group) (api.Reply, error) {
 	return api.Reply{Body: encodeGroup(c, g), ETag: g.Tag(g.ID)}, nil
 }
@@ -159,11 +198,15 @@ func updateGroup(c *api.Call, tx *directory.Tx, b *groupPatch, old *resource.Gro
 	if err := c.IfMatch(&old.Meta, old.ID, false); err != nil {
 		return api.Reply{}, groupTarget(c, old), err
 	}
-	if b.State != nil && *b.State != stateActive {
-		return api.Reply{}, groupTarget(c, old), api.Invalid("The field state can only be %s.", stateActive).On("state")
-	}
 	g := *old
 	changed := map[string]any{}
+	if b.State != nil {
+		if *b.State != stateActive && *b.State != stateSuspended {
+			return api.Reply{}, groupTarget(c, old), api.Invalid("The field state must be %s or %s.", stateActive, stateSuspended).On("state")
+		}
+		g.State = *b.State
+		changed["old_state"], changed["new_state"] = groupState(old), g.State
+	}
 	if b.Name != nil {
 		if err := validGroupName(*b.Name); err != nil {
 			return api.Reply{}, groupTarget(c, old), err
@@ -204,7 +247,7 @@ func contents(d *directory.Directory, g *resource.Group) []string {
 		}
 	}
 	a := g.AccountID
-	add(count(d.ResourcesByAccount, a, func(i *resource.Instance) bool { return i.GroupID == g.ID }), "resource instance")
+	add(count(d.ResourcesByAccount, a, func(i *resource.Instance) bool { return i.GroupID == g.ID && i.State != resource.StateRemoved }), "resource instance")
 	add(count(d.ClustersByAccount, a, func(x *cluster.Cluster) bool { return x.ResourceGroupID == g.ID }), "cluster")
 	add(count(d.VPCsByAccount, a, func(x *vpc.VPC) bool { return x.ResourceGroupID == g.ID }), "VPC")
 	add(count(d.SubnetsByAccount, a, func(x *vpc.Subnet) bool { return x.ResourceGroupID == g.ID }), "subnet")
@@ -222,45 +265,4 @@ func count[T any](x *directory.Index[T], accountID string, in func(*T) bool) int
 		}
 	}
 	return n
-}
-
-// quotaID names the one quota definition. Nothing here is metered; clients
-// only need the link to lead somewhere (reference/access-and-audit.md section
-// 5.3).
-const quotaID = "7ce89f4a4c0b4a1c8f5b2f0d6e3a9b10"
-
-type quotaBody struct {
-	ID                  string   `json:"id"`
-	Name                string   `json:"name"`
-	Type                string   `json:"type"`
-	Apps                int      `json:"number_of_apps"`
-	ServiceInstances    int      `json:"number_of_service_instances"`
-	InstancesPerLite    int      `json:"default_number_of_instances_per_lite_plan"`
-	InstancesPerApp     int      `json:"instances_per_app"`
-	InstanceMemory      string   `json:"instance_memory"`
-	TotalInstanceMemory string   `json:"total_app_memory"`
-	VSILimit            int      `json:"vsi_limit"`
-	ResourceQuotas      []string `json:"resource_quotas"`
-	CreatedAt           string   `json:"created_at"`
-	UpdatedAt           string   `json:"updated_at"`
-}
-
-func quota() quotaBody {
-	const since = "2024-01-01T00:00:00.000Z"
-	return quotaBody{
-		ID: quotaID, Name: "Unlimited", Type: "UNLIMITED", Apps: -1, ServiceInstances: -1, InstancesPerLite: -1,
-		InstancesPerApp: -1, InstanceMemory: "0", TotalInstanceMemory: "0", VSILimit: -1,
-		ResourceQuotas: []string{}, CreatedAt: since, UpdatedAt: since,
-	}
-}
-
-func listQuotas(*api.Call) (api.Reply, error) {
-	return api.Reply{Body: map[string]any{"resources": []quotaBody{quota()}}}, nil
-}
-
-func showQuota(c *api.Call) (api.Reply, error) {
-	if id := c.R.PathValue("id"); id != quotaID {
-		return api.Reply{}, api.NotFound("quota definition", id)
-	}
-	return api.Reply{Body: quota()}, nil
 }

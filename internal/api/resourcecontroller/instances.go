@@ -3,6 +3,7 @@ package resourcecontroller
 import (
 	"bytes"
 	"encoding/json"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -14,7 +15,16 @@ import (
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/resource"
+	"tabard.dev/tabard/internal/retention"
+)
+
+// Actions on instances.
+const (
+	instanceRetrieve = "resource-controller.instance.retrieve"
+	instanceUpdate   = "resource-controller.instance.update"
+	instanceDelete   = "resource-controller.instance.delete"
 )
 
 // Bounds on an instance that the reference does not name.
@@ -22,16 +32,28 @@ const (
 	maxParameters = 16 << 10 // bytes of JSON; a page of the list holds 100 of them
 	maxTags       = 100
 	maxTag        = 128 // characters
-	maxPage       = 100 // also the default (reference/access-and-audit.md section 5.2)
+	maxPlans      = 100 // entries of the plan history; the oldest go first
 )
 
 // instanceType is the only type of instance.
 const instanceType = "service_instance"
 
 // instanceStates are the values of the query parameter state
-// (reference/access-and-audit.md section 5.2). Instances are active from their
-// creation until they are gone.
+// (reference/access-and-audit.md section 5.2). Nothing is provisioned here, so
+// instances are active, removed or on the way from one to the other.
 var instanceStates = []string{"active", "inactive", "provisioning", "pre_provisioning", "failed", "removed", "pending_reclamation"}
+
+func (r *routes) registerInstances() {
+	const path = "/v2/resource_instances/{id}"
+	api.List(r.Family, "GET /v2/resource_instances", instanceRetrieve, listInstances)
+	change(r, "POST /v2/resource_instances", "resource-controller.instance.create", "instance.create", loadNewInstance, createInstance)
+	api.Read(r.Family, "GET "+path, instanceRetrieve, r.loadInstance, showInstance)
+	change(r, "PATCH "+path, instanceUpdate, "instance.update", loading[instancePatch](r.loadInstance), updateInstance)
+	change(r, "DELETE "+path, instanceDelete, "instance.delete", loading[api.None](r.loadDeletion), r.deleteInstance)
+	change(r, "POST "+path+"/lock", instanceUpdate, "instance.update", loading[api.None](r.loadInstance), lockInstance(true))
+	change(r, "DELETE "+path+"/lock", instanceUpdate, "instance.update", loading[api.None](r.loadInstance), lockInstance(false))
+	change(r, "DELETE "+path+"/last_operation", instanceUpdate, "instance.update", loading[api.None](r.loadInstance), cancelOperation)
+}
 
 type instanceBody struct {
 	ID                  string          `json:"id"`
@@ -91,7 +113,7 @@ type lastOperation struct {
 type planPeriod struct {
 	ResourcePlanID string `json:"resource_plan_id"`
 	StartDate      string `json:"start_date"`
-	RequestorID    string `json:"requestor_id"`
+	RequestorID    string `json:"requestor_id,omitempty"`
 }
 
 // encodeInstance writes links as paths, as the published samples are: the
@@ -100,21 +122,20 @@ type planPeriod struct {
 // (reference/access-and-audit.md section 5.1).
 func encodeInstance(c *api.Call, i *resource.Instance) instanceBody {
 	self := "/v2/resource_instances/" + url.PathEscape(i.GUID)
-	operation := "create"
-	if i.Revision > 1 {
-		operation = "update"
-	}
 	b := instanceBody{
 		ID: i.CRN, GUID: i.GUID, URL: self, CRN: i.CRN, Name: i.Name, AccountID: i.AccountID,
 		ResourceGroupID: i.GroupID, ResourceGroupCRN: groupCRN(c, i.GroupID),
 		ResourceID: i.Service, ResourcePlanID: i.PlanID, RegionID: i.Target,
 		TargetCRN: c.Names.Of("globalcatalog", "", "", "", "deployment", i.PlanID+"%3A"+i.Target).String(),
-		State:     "active", Type: instanceType, Parameters: i.Parameters, Tags: i.Tags,
-		LastOperation: lastOperation{Type: operation, State: "succeeded", Description: "Completed."},
-		PlanHistory:   []planPeriod{{ResourcePlanID: i.PlanID, StartDate: stamp(i.CreatedAt), RequestorID: i.CreatedBy}},
+		State:     stateOf(i), Type: instanceType, Parameters: i.Parameters, Tags: i.Tags,
+		AllowCleanup: i.AllowCleanup, Locked: i.Locked,
+		LastOperation: operationOf(i), PlanHistory: planHistory(i),
 
 		ResourceAliasesURL: self + "/resource_aliases", ResourceBindingsURL: self + "/resource_bindings", ResourceKeysURL: self + "/resource_keys",
 		CreatedAt: stamp(i.CreatedAt), CreatedBy: i.CreatedBy, UpdatedAt: stamp(i.ModifiedAt), UpdatedBy: i.ModifiedBy,
+		DeletedAt: stampIfAny(i.DeletedAt), DeletedBy: i.DeletedBy,
+		ScheduledReclaimAt: stampIfAny(i.ReclaimAt), ScheduledReclaimBy: i.ReclaimBy,
+		RestoredAt: stampIfAny(i.RestoredAt), RestoredBy: i.RestoredBy,
 	}
 	if len(b.Parameters) == 0 {
 		b.Parameters = json.RawMessage("{}")
@@ -123,6 +144,62 @@ func encodeInstance(c *api.Call, i *resource.Instance) instanceBody {
 		b.Tags = []string{}
 	}
 	return b
+}
+
+func stateOf(i *resource.Instance) string {
+	if i.State == "" {
+		return resource.StateActive
+	}
+	return i.State
+}
+
+// operationOf shows all that a deletion which waits goes through as operations
+// of one type.
+func operationOf(i *resource.Instance) lastOperation {
+	o := lastOperation{Type: i.LastOp.Type, SubType: i.LastOp.SubType, State: i.LastOp.State, Description: i.LastOp.Description}
+	switch o.Type {
+	case "":
+		o.Type = opCreate
+	case opScheduleReclaim, opReclaim, opRestore:
+		o.Type, o.SubType = "reclamation", o.Type
+	}
+	if o.State == "" {
+		o.State = "succeeded"
+	}
+	if o.Description == "" {
+		o.Description = "Completed."
+	}
+	return o
+}
+
+// Types of [resource.LastOperation].
+const (
+	opCreate          = "create"
+	opUpdate          = "update"
+	opDelete          = "delete"
+	opLock            = "lock"
+	opUnlock          = "unlock"
+	opScheduleReclaim = "schedule_reclaim"
+	opReclaim         = "reclaim"
+	opRestore         = "restore"
+)
+
+func done(operation string) resource.LastOperation {
+	return resource.LastOperation{Type: operation, State: "succeeded"}
+}
+
+func planHistory(i *resource.Instance) []planPeriod {
+	if len(i.Plans) == 0 {
+		return []planPeriod{{ResourcePlanID: i.PlanID, StartDate: stamp(i.CreatedAt), RequestorID: i.CreatedBy}}
+	}
+	out := make([]planPeriod, len(i.Plans))
+	for n, p := range i.Plans {
+		out[n] = planPeriod{ResourcePlanID: p.PlanID, StartDate: stamp(p.Start)}
+		if p.Start.Equal(i.CreatedAt) {
+			out[n].RequestorID = i.CreatedBy
+		}
+	}
+	return out
 }
 
 // instanceResource are an instance's attributes: those of its own service,
@@ -136,87 +213,34 @@ func instanceTarget(c *api.Call, i *resource.Instance) api.Target {
 	return api.Target{Resource: instanceResource(c, i), CRN: i.CRN, Name: i.Name, TypeURI: i.Service + "/instance"}
 }
 
-// listInstances shows a page of the instances that the caller may see. A start
-// value carries the limit and the filters of the first request, and nothing
-// that decides what may be seen.
+// listInstances shows the instances that the caller may see; without the
+// parameter state only those that are in use.
 func listInstances(c *api.Call, may func(map[string]string) bool) (api.Reply, error) {
-	cursor, err := instanceCursor(c)
+	cursor, err := cursor(c, "guid", "name", "resource_group_id", "resource_id", "resource_plan_id", "type", "sub_type", "state", "updated_from", "updated_to")
 	if err != nil {
 		return api.Reply{}, err
 	}
-	matches, err := instanceFilter(cursor.Query)
+	f, err := newFilter(cursor.Query)
 	if err != nil {
 		return api.Reply{}, err
+	}
+	state := cursor.Query.Get("state")
+	if state == "" {
+		state = resource.StateActive
+	}
+	if !slices.Contains(instanceStates, state) {
+		return api.Reply{}, invalidParameter("state", state, "one of "+strings.Join(instanceStates, ", "))
 	}
 	var seen []*resource.Instance
 	for _, i := range c.Directory.ResourcesByAccount.Get(c.Account()) {
-		if matches(i) && may(instanceResource(c, i)) {
+		if stateOf(i) == state && f.is("guid", i.GUID) && f.is("name", i.Name) && f.is("resource_group_id", i.GroupID) &&
+			f.is("resource_id", i.Service) && f.is("resource_plan_id", i.PlanID) && f.is("type", instanceType) && f.is("sub_type", "") &&
+			f.updated(i.ModifiedAt) && may(instanceResource(c, i)) {
 			seen = append(seen, i)
 		}
 	}
-	page, next := api.Page(seen, cursor, cursor.Limit, func(i *resource.Instance) string { return api.SortKey(i.CreatedAt, i.GUID) })
-	answer := struct {
-		RowsCount int            `json:"rows_count"`
-		NextURL   *string        `json:"next_url"` // null on the last page: "" makes the sample application loop
-		Resources []instanceBody `json:"resources"`
-	}{RowsCount: len(page), Resources: make([]instanceBody, len(page))}
-	for n, i := range page {
-		answer.Resources[n] = encodeInstance(c, i)
-	}
-	if next != nil {
-		link := "/v2/resource_instances?" + url.Values{"start": {next.String()}}.Encode()
-		answer.NextURL = &link
-	}
-	return api.Reply{Body: answer}, nil
-}
-
-// instanceCursor returns where the page begins. With start, all other
-// parameters are ignored.
-func instanceCursor(c *api.Call) (api.Cursor, error) {
-	q := c.R.URL.Query()
-	if start := q.Get("start"); start != "" {
-		cursor, err := api.ParseCursor("start", start)
-		if cursor.Limit < 1 || cursor.Limit > maxPage {
-			cursor.Limit = maxPage
-		}
-		return cursor, err
-	}
-	limit, err := c.IntParameter("limit", maxPage, 1, maxPage)
-	if err != nil {
-		return api.Cursor{}, err
-	}
-	filters := url.Values{}
-	for _, name := range []string{"guid", "name", "resource_group_id", "resource_id", "resource_plan_id", "type", "sub_type", "state", "updated_from", "updated_to"} {
-		if q.Has(name) {
-			filters.Set(name, q.Get(name))
-		}
-	}
-	return api.Cursor{Limit: limit, Query: filters}, nil
-}
-
-func instanceFilter(q url.Values) (func(*resource.Instance) bool, error) {
-	state := q.Get("state")
-	if state != "" && !slices.Contains(instanceStates, state) {
-		return nil, invalidParameter("state", state, "one of "+strings.Join(instanceStates, ", "))
-	}
-	var times [2]time.Time
-	for n, name := range []string{"updated_from", "updated_to"} {
-		s := q.Get(name)
-		if s == "" {
-			continue
-		}
-		t, err := time.Parse(time.RFC3339, s)
-		if err != nil {
-			return nil, invalidParameter(name, s, "a time such as 2026-01-08T00:00:00.000Z")
-		}
-		times[n] = t
-	}
-	is := func(name, value string) bool { return q.Get(name) == "" || q.Get(name) == value }
-	return func(i *resource.Instance) bool {
-		return is("guid", i.GUID) && is("name", i.Name) && is("resource_group_id", i.GroupID) && is("resource_id", i.Service) &&
-			is("resource_plan_id", i.PlanID) && is("type", instanceType) && is("sub_type", "") && is("state", "active") &&
-			!i.ModifiedAt.Before(times[0]) && (times[1].IsZero() || !i.ModifiedAt.After(times[1]))
-	}, nil
+	key := func(i *resource.Instance) string { return api.SortKey(i.CreatedAt, i.GUID) }
+	return page("/v2/resource_instances", cursor, seen, key, func(i *resource.Instance) instanceBody { return encodeInstance(c, i) }), nil
 }
 
 type newInstance struct {
@@ -226,6 +250,8 @@ type newInstance struct {
 	PlanID     string          `json:"resource_plan_id"`
 	Tags       []string        `json:"tags"`
 	Parameters json.RawMessage `json:"parameters"`
+
+	AllowCleanup bool `json:"allow_cleanup"`
 }
 
 // loadNewInstance also demands Viewer on the group: creating in a group needs
@@ -238,6 +264,7 @@ func loadNewInstance(c *api.Call, b *newInstance) (*resource.Instance, api.Targe
 	i := &resource.Instance{
 		GUID: uuid.NewString(), AccountID: c.Account(), Name: b.Name, GroupID: b.GroupID, Service: plan.Service,
 		PlanID: plan.ID, Target: b.Target, Parameters: b.Parameters, Tags: b.Tags,
+		AllowCleanup: b.AllowCleanup, Locked: strings.EqualFold(c.R.Header.Get("Entity-Lock"), "true"), LastOp: done(opCreate),
 	}
 	if err := validNewInstance(c, i); err != nil {
 		return nil, api.Target{}, err
@@ -265,9 +292,6 @@ func validNewInstance(c *api.Call, i *resource.Instance) error {
 	}
 	if len(i.Tags) > maxTags || slices.ContainsFunc(i.Tags, func(t string) bool { return t == "" || !api.Printable(t, maxTag) }) {
 		return api.Invalid("The field tags can have %d tags of 1 to %d printable characters.", maxTags, maxTag).On("tags")
-	}
-	if strings.EqualFold(c.R.Header.Get("Entity-Lock"), "true") {
-		return api.Invalid("Instances cannot be locked on this server; leave the Entity-Lock header out.").OnHeader("Entity-Lock")
 	}
 	var err error
 	i.Parameters, err = validParameters(i.Parameters)
@@ -303,58 +327,96 @@ func validParameters(raw json.RawMessage) (json.RawMessage, error) {
 }
 
 func createInstance(c *api.Call, tx *directory.Tx, _ *newInstance, i *resource.Instance) (api.Reply, api.Target, error) {
+	if g, ok := c.Directory.ResourceGroups.Get(i.GroupID); ok && groupState(g) != stateActive {
+		return api.Reply{}, instanceTarget(c, i), fault.New(fault.Conflict, "group_suspended",
+			"The resource group %q is suspended; nothing can be created in it.", g.Name)
+	}
+	i.Plans = []resource.PlanPeriod{{PlanID: i.PlanID, Start: tx.Now}}
 	c.Directory.Resources.Put(tx, i)
-	return api.Reply{
-		Status: 201, Body: encodeInstance(c, i), ETag: i.Tag(i.GUID),
-		ResponseData: map[string]any{"service": i.Service, "resource_plan_id": i.PlanID, "resource_group_id": i.GroupID, "region_id": i.Target},
-	}, instanceTarget(c, i), nil
+	data := instanceData(i)
+	data["region_id"], data["lock"] = i.Target, i.Locked
+	return api.Reply{Status: http.StatusCreated, Body: encodeInstance(c, i), ETag: i.Tag(i.GUID), ResponseData: data}, instanceTarget(c, i), nil
 }
 
-// loadInstance finds an instance by GUID or CRN.
-func loadInstance(c *api.Call) (*resource.Instance, api.Target, error) {
-	id := c.R.PathValue("id")
+// instanceData is an instance's place in an activity event.
+func instanceData(i *resource.Instance) map[string]any {
+	return map[string]any{"service": i.Service, "resource_plan_id": i.PlanID, "resource_group_id": i.GroupID, "state": stateOf(i)}
+}
+
+// findInstance finds an instance of an account by GUID or CRN.
+func (r *routes) findInstance(account, id string) (*resource.Instance, bool) {
 	guid := id
 	asked, notCRN := crn.Parse(id)
 	if notCRN == nil {
 		guid = asked.Instance
 	}
-	i, ok := c.Directory.Resources.Get(guid)
-	if !ok || i.AccountID != c.Account() {
-		return nil, api.Target{}, api.NotFound("resource instance", id)
+	i, ok := r.Directory.Resources.Get(guid)
+	if !ok || i.AccountID != account {
+		return nil, false
 	}
 	if notCRN == nil {
 		// The whole CRN counts: one that names another account or service
 		// denotes another instance, though its GUID is known.
 		if own, err := crn.Parse(i.CRN); err != nil || !own.Same(asked) {
-			return nil, api.Target{}, api.NotFound("resource instance", id)
+			return nil, false
 		}
 	}
-	return i, instanceTarget(c, i), nil
+	return i, true
 }
 
-func loadInstanceFor[B any](c *api.Call, _ *B) (*resource.Instance, api.Target, error) {
-	return loadInstance(c)
+func (r *routes) loadInstance(c *api.Call) (*resource.Instance, api.Target, error) {
+	id := c.R.PathValue("id")
+	i, ok := r.findInstance(c.Account(), id)
+	if !ok {
+		return nil, api.Target{}, api.NotFound("resource instance", id)
+	}
+	return i, instanceTarget(c, i), nil
 }
 
 func showInstance(c *api.Call, i *resource.Instance) (api.Reply, error) {
 	return api.Reply{Body: encodeInstance(c, i), ETag: i.Tag(i.GUID)}, nil
 }
 
+// inUse refuses to change an instance that is deleted, or on its way there.
+func inUse(i *resource.Instance) error {
+	switch i.State {
+	case resource.StateRemoved:
+		return fault.New(fault.Gone, codeGone, "The resource instance %q is removed.", i.GUID)
+	case resource.StateReclamation:
+		return fault.New(fault.Locked, codePending, "The resource instance %q is deleted and waits for its reclamation; restore it first.", i.GUID)
+	}
+	return nil
+}
+
+// unlocked refuses to change an instance that is not in use, or locked.
+func unlocked(i *resource.Instance) error {
+	if err := inUse(i); err != nil {
+		return err
+	}
+	if i.Locked {
+		return fault.New(fault.Locked, codeLocked, "The resource instance %q is locked; unlock it first.", i.GUID)
+	}
+	return nil
+}
+
 type instancePatch struct {
-	Name       *string         `json:"name"`
-	Parameters json.RawMessage `json:"parameters"`
-	PlanID     *string         `json:"resource_plan_id"`
+	Name         *string         `json:"name"`
+	Parameters   json.RawMessage `json:"parameters"`
+	PlanID       *string         `json:"resource_plan_id"`
+	AllowCleanup *bool           `json:"allow_cleanup"`
 }
 
 func updateInstance(c *api.Call, tx *directory.Tx, b *instancePatch, old *resource.Instance) (api.Reply, api.Target, error) {
 	target := instanceTarget(c, old)
-	if err := c.IfMatch(&old.Meta, old.GUID, false); err != nil {
+	err := unlocked(old)
+	if err == nil {
+		err = c.IfMatch(&old.Meta, old.GUID, false)
+	}
+	if err != nil {
 		return api.Reply{}, target, err
 	}
-	if b.PlanID != nil && *b.PlanID != old.PlanID {
-		return api.Reply{}, target, api.Invalid("The plan of an instance cannot be changed.").On("resource_plan_id")
-	}
 	i := *old
+	i.LastOp = done(opUpdate)
 	data := map[string]any{"service": i.Service}
 	if b.Name != nil {
 		if err := validInstanceName(*b.Name); err != nil {
@@ -372,15 +434,125 @@ func updateInstance(c *api.Call, tx *directory.Tx, b *instancePatch, old *resour
 		// Their values may be secrets of the service.
 		data["parameters_changed"] = true
 	}
+	if b.AllowCleanup != nil {
+		i.AllowCleanup = *b.AllowCleanup
+		data["allow_cleanup"] = i.AllowCleanup
+	}
+	if b.PlanID != nil && *b.PlanID != old.PlanID {
+		if err := changePlan(c, tx, &i, *b.PlanID); err != nil {
+			return api.Reply{}, target, err
+		}
+		data["old_plan"], data["new_plan"] = old.PlanID, i.PlanID
+	}
 	c.Directory.Resources.Put(tx, &i)
 	return api.Reply{Body: encodeInstance(c, &i), ETag: i.Tag(i.GUID), ResponseData: data}, instanceTarget(c, &i), nil
 }
 
-func deleteInstance(c *api.Call, tx *directory.Tx, _ *api.None, i *resource.Instance) (api.Reply, api.Target, error) {
-	target := instanceTarget(c, i)
-	if err := c.IfMatch(&i.Meta, i.GUID, false); err != nil {
+// changePlan needs more than an update does
+// (reference/access-and-audit.md section 2.8).
+func changePlan(c *api.Call, tx *directory.Tx, i *resource.Instance, planID string) error {
+	plan, ok := c.Directory.Catalog(c.Account()).Plan(planID)
+	if !ok || plan.Service != i.Service {
+		return api.Invalid("The field resource_plan_id %q is not a plan of service %s; GET /v2/resource_plans lists them.", planID, i.Service).On("resource_plan_id")
+	}
+	if err := c.Authorize("resource-controller.instance.update_plan", instanceResource(c, i)); err != nil {
+		return err
+	}
+	if len(i.Plans) == 0 {
+		i.Plans = []resource.PlanPeriod{{PlanID: i.PlanID, Start: i.CreatedAt}}
+	}
+	plans := append(slices.Clone(i.Plans), resource.PlanPeriod{PlanID: planID, Start: tx.Now})
+	i.PlanID, i.Plans = planID, plans[max(0, len(plans)-maxPlans):]
+	return nil
+}
+
+// lockInstance may be asked for the state that there is: the answer is the
+// instance in that state.
+func lockInstance(lock bool) func(*api.Call, *directory.Tx, *api.None, *resource.Instance) (api.Reply, api.Target, error) {
+	return func(c *api.Call, tx *directory.Tx, _ *api.None, old *resource.Instance) (api.Reply, api.Target, error) {
+		target := instanceTarget(c, old)
+		if err := inUse(old); err != nil {
+			return api.Reply{}, target, err
+		}
+		i := *old
+		i.Locked, i.LastOp = lock, done(opUnlock)
+		if lock {
+			i.LastOp = done(opLock)
+		}
+		c.Directory.Resources.Put(tx, &i)
+		return api.Reply{
+			Body: encodeInstance(c, &i), ETag: i.Tag(i.GUID), ResponseData: map[string]any{"service": i.Service, "lock": lock},
+		}, target, nil
+	}
+}
+
+// cancelOperation finds every operation finished: each is done within its own
+// request. The message is the one that clients know.
+func cancelOperation(c *api.Call, _ *directory.Tx, _ *api.None, i *resource.Instance) (api.Reply, api.Target, error) {
+	return api.Reply{}, instanceTarget(c, i), fault.New(fault.Locked, codeNotCancelable, "The instance is not cancelable.")
+}
+
+// deleteInstance removes an instance, or schedules its reclamation when its
+// plan says so. Its keys go at once in both cases, and only when asked for:
+// whoever holds one loses access, and a restored instance gets new ones.
+// loadDeletion finds the instance to be deleted. A deletion that waits has an
+// event of its own.
+func (r *routes) loadDeletion(c *api.Call) (*resource.Instance, api.Target, error) {
+	i, target, err := r.loadInstance(c)
+	if err == nil && r.reclaimed(i) {
+		target.Event = i.Service + ".instance.schedule_reclaim"
+	}
+	return i, target, err
+}
+
+func (r *routes) deleteInstance(c *api.Call, tx *directory.Tx, _ *api.None, old *resource.Instance) (api.Reply, api.Target, error) {
+	target := instanceTarget(c, old)
+	if r.reclaimed(old) {
+		target.Event = old.Service + ".instance.schedule_reclaim"
+	}
+	recursive, err := boolParameter(c, "recursive")
+	if err == nil {
+		err = unlocked(old)
+	}
+	if err == nil {
+		err = c.IfMatch(&old.Meta, old.GUID, false)
+	}
+	if err != nil {
 		return api.Reply{}, target, err
 	}
-	c.Directory.Resources.Delete(tx, i)
-	return api.Reply{Status: 204, ResponseData: map[string]any{"service": i.Service}}, target, nil
+	i := *old
+	data := map[string]any{"service": i.Service}
+	if keys := r.activeKeys(i.GUID); len(keys) > 0 {
+		if recursive != "true" {
+			return api.Reply{}, target, fault.New(fault.Invalid, "has_keys",
+				"The resource instance %q has %d resource keys; delete them first, or with it (recursive=true).", i.GUID, len(keys))
+		}
+		deleted, err := r.removeKeys(tx, keys)
+		if err != nil {
+			return api.Reply{}, target, err
+		}
+		data["deleted_keys"] = deleted
+	}
+	if r.reclaimed(&i) {
+		i.State, i.LastOp = resource.StateReclamation, done(opScheduleReclaim)
+		i.ReclaimAt, i.ReclaimBy = tx.Now.Add(retention.Reclamation), tx.By
+		i.RestoredAt, i.RestoredBy = time.Time{}, ""
+		r.Directory.Reclamations.Put(tx, &resource.Reclamation{
+			ID: uuid.NewString(), AccountID: i.AccountID, InstanceGUID: i.GUID, InstanceCRN: i.CRN, GroupID: i.GroupID,
+			State: scheduled, At: i.ReclaimAt,
+		})
+		data["scheduled_reclaim_at"] = stamp(i.ReclaimAt)
+	} else {
+		i.State, i.LastOp = resource.StateRemoved, done(opDelete)
+		i.DeletedAt, i.DeletedBy = tx.Now, tx.By
+	}
+	data["state"] = i.State
+	r.Directory.Resources.Put(tx, &i)
+	return api.Reply{Status: http.StatusNoContent, ResponseData: data}, target, nil
+}
+
+// reclaimed reports whether the plan of an instance lets its deletion wait.
+func (r *routes) reclaimed(i *resource.Instance) bool {
+	plan, ok := r.Directory.Catalog(i.AccountID).Plan(i.PlanID)
+	return ok && plan.Reclamation
 }

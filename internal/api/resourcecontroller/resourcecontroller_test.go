@@ -26,7 +26,7 @@ const nobody = "IBMid-NOBODY"
 
 func start(t *testing.T) *apitest.Env {
 	e := apitest.New(t)
-	resourcecontroller.Register(e.Mux, e.Config)
+	resourcecontroller.Register(e.Mux, e.Config, e.Sealer)
 	return e
 }
 
@@ -284,7 +284,7 @@ func TestBadGroupBodiesAreRefused(t *testing.T) {
 			t.Errorf("POST %.60s: status %d, want 400", body, r.Status)
 		}
 	}
-	for _, body := range []string{`{"name":""}`, `{"state":"SUSPENDED"}`, `{"name":[]}`} {
+	for _, body := range []string{`{"name":""}`, `{"state":"DELETED"}`, `{"state":""}`, `{"name":[]}`} {
 		if r := e.Do(apitest.Request{Method: "PATCH", Path: "/v2/resource_groups/" + id, Body: body}); r.Status != 400 {
 			t.Errorf("PATCH %s: status %d, want 400", body, r.Status)
 		}
@@ -396,9 +396,17 @@ func TestAnInstanceIsCreatedShownChangedAndDeleted(t *testing.T) {
 		t.Errorf("changed to %v", changed)
 	}
 	e.Do(apitest.Request{Method: "DELETE", Path: path + "?recursive=true"}).Want(204)
-	wantError(t, e.Do(get(path)), 404, "not_found")
+	if gone := e.Do(get(path)).Want(200); gone["state"] != "pending_reclamation" {
+		t.Errorf("after the deletion: %v", gone)
+	}
 
-	for _, ev := range e.Events(3) {
+	events := e.Events(3)
+	for n, action := range []string{"schedule_reclaim", "update", "create"} {
+		if want := "cloud-object-storage.instance." + action; events[n].Action != want {
+			t.Errorf("event %s, want %s", events[n].Action, want)
+		}
+	}
+	for _, ev := range events {
 		if !strings.Contains(string(ev.ResponseData), `"service":"cloud-object-storage"`) || ev.Target.TypeURI != "cloud-object-storage/instance" {
 			t.Errorf("event %s does not name the service: %s %s", ev.Action, ev.ResponseData, ev.Target.TypeURI)
 		}
@@ -674,11 +682,8 @@ func TestBadInstanceBodiesAreRefused(t *testing.T) {
 			t.Errorf("body %q: status %d, want 400", body, r.Status)
 		}
 	}
-	locked := apitest.Request{Method: "POST", Path: "/v2/resource_instances", Body: good, Header: map[string]string{"Entity-Lock": "true"}}
-	wantError(t, e.Do(locked), 400, "invalid_body")
-
 	path := newInstance(e, "kms", "k")["url"].(string)
-	for _, body := range []string{`{"name":""}`, `{"parameters":[]}`, `{"resource_plan_id":"x"}`} {
+	for _, body := range []string{`{"name":""}`, `{"parameters":[]}`, `{"resource_plan_id":"x"}`, `{"resource_plan_id":"` + plan(e, "cloud-object-storage") + `"}`, `{"allow_cleanup":"yes"}`} {
 		if r := e.Do(apitest.Request{Method: "PATCH", Path: path, Body: body}); r.Status != 400 {
 			t.Errorf("PATCH %s: status %d, want 400", body, r.Status)
 		}

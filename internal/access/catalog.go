@@ -141,8 +141,9 @@ func ParseCatalog(data []byte) (*Catalog, error) {
 		return nil, fmt.Errorf("service catalog: %w", err)
 	}
 	c := &Catalog{byName: map[string]*Service{}, roles: map[string]*Role{}, common: map[string]actionSet{}, plans: map[string]*Plan{}}
+	common := resolve(f.Common)
 	for name, role := range f.Common {
-		actions, err := resolve(f.Common, name, nil)
+		actions, err := common.actions(name)
 		if err != nil {
 			return nil, fmt.Errorf("service catalog: common role %s: %w", name, err)
 		}
@@ -177,8 +178,9 @@ func (c *Catalog) add(sf Definition) error {
 		return fmt.Errorf("kind %q is not %s or %s", sf.Kind, KindService, KindPlatform)
 	}
 	s := &Service{Definition: sf, grants: map[string]actionSet{}}
+	platform, service := resolve(sf.Platform), resolve(sf.ServiceRoles)
 	for _, name := range PlatformRoles {
-		own, err := resolve(sf.Platform, name, nil)
+		own, err := platform.actions(name)
 		if err != nil {
 			return err
 		}
@@ -192,7 +194,7 @@ func (c *Catalog) add(sf Definition) error {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(sf.ServiceRoles)) {
-		own, err := resolve(sf.ServiceRoles, name, nil)
+		own, err := service.actions(name)
 		if err != nil {
 			return err
 		}
@@ -283,26 +285,45 @@ func (c *Catalog) replace(s *Service) {
 	c.byName[s.Name] = s
 }
 
-// resolve returns the actions of a role with those of the roles it extends.
-func resolve(table map[string]RoleDefinition, name string, path []string) (actionSet, error) {
-	if slices.Contains(path, name) {
+// resolver finds the actions of the roles of one table, each role once: a
+// table whose roles extend each other many times over costs no more than its
+// size.
+type resolver struct {
+	table map[string]RoleDefinition
+	done  map[string]actionSet
+	path  []string
+}
+
+func resolve(table map[string]RoleDefinition) *resolver {
+	return &resolver{table: table, done: map[string]actionSet{}}
+}
+
+// actions returns the actions of a role with those of the roles it extends.
+func (r *resolver) actions(name string) (actionSet, error) {
+	if out, ok := r.done[name]; ok {
+		return out, nil
+	}
+	if slices.Contains(r.path, name) {
 		return nil, fmt.Errorf("role %s extends itself", name)
 	}
-	role := table[name]
+	r.path = append(r.path, name)
+	defer func() { r.path = r.path[:len(r.path)-1] }()
+	role := r.table[name]
 	out := actionSet{}
 	for _, a := range role.Actions {
 		out[a] = struct{}{}
 	}
 	for _, base := range role.Extends {
-		if _, ok := table[base]; !ok {
+		if _, ok := r.table[base]; !ok {
 			return nil, fmt.Errorf("role %s extends %s, which does not exist", name, base)
 		}
-		actions, err := resolve(table, base, append(path, name))
+		actions, err := r.actions(base)
 		if err != nil {
 			return nil, err
 		}
-		out = union(out, actions)
+		maps.Copy(out, actions)
 	}
+	r.done[name] = out
 	return out, nil
 }
 

@@ -93,8 +93,11 @@ func (s *RegisteredService) Validate(builtin *Catalog) error {
 	}
 	for _, table := range []map[string]RoleDefinition{s.Platform, s.ServiceRoles} {
 		for name, role := range table {
-			if !printable(name, 50) {
-				return fmt.Errorf("role name %q must have 1 to 50 printable characters", name)
+			if !printable(name, 50) || strings.TrimSpace(name) != name {
+				return fmt.Errorf("role name %q must have 1 to 50 printable characters, no space at either end", name)
+			}
+			if len(role.Extends) > MaxRolesPerService {
+				return fmt.Errorf("role %s extends more than %d roles", name, MaxRolesPerService)
 			}
 			for _, a := range role.Actions {
 				if !known[a] {

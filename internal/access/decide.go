@@ -115,31 +115,13 @@ func (d *Decision) among(c *Catalog, policies []*Policy) bool {
 // Permitted returns the sorted actions that the subject may do on the resource
 // now: what [Decide] would allow, whatever the request's own action is.
 func Permitted(v View, q Request) []string {
-	account := q.Resource[AccountID]
-	source, service := sourceOf(q.Subject)
-	if q.AccountID == "" || account == "" || account != q.AccountID && !service {
-		return nil
-	}
-	c := v.Catalog(account)
 	all := actionSet{}
-	add := func(policies []*Policy) {
-		for _, p := range policies {
-			if reached, _ := examine(c, p, q); reached < stageAction {
-				continue
+	c := v.Catalog(q.Resource[AccountID])
+	for _, p := range holding(v, q) {
+		for _, role := range p.Roles {
+			for _, action := range c.Actions(role, q.Resource[ServiceName]) {
+				all[action] = struct{}{}
 			}
-			for _, role := range p.Roles {
-				for _, action := range c.Actions(role, q.Resource[ServiceName]) {
-					all[action] = struct{}{}
-				}
-			}
-		}
-	}
-	if service {
-		add(authorizationsFor(v, source, account, q))
-	}
-	if account == q.AccountID {
-		for _, subject := range append([]string{q.Subject}, v.GroupsOf(q.AccountID, q.Subject, q.Time)...) {
-			add(v.PoliciesOf(q.AccountID, subject, q.Resource[ServiceName]))
 		}
 	}
 	return slices.Sorted(maps.Keys(all))
@@ -148,21 +130,36 @@ func Permitted(v View, q Request) []string {
 // RolesOn returns the CRNs of the roles that the subject has on the resource
 // now, sorted.
 func RolesOn(v View, q Request) []string {
-	account := q.Resource[AccountID]
-	if q.AccountID == "" || account != q.AccountID {
-		return nil
-	}
-	c := v.Catalog(account)
 	var roles []string
-	for _, subject := range append([]string{q.Subject}, v.GroupsOf(q.AccountID, q.Subject, q.Time)...) {
-		for _, p := range v.PoliciesOf(q.AccountID, subject, q.Resource[ServiceName]) {
-			if reached, _ := examine(c, p, q); reached >= stageAction {
-				roles = append(roles, p.Roles...)
-			}
-		}
+	for _, p := range holding(v, q) {
+		roles = append(roles, p.Roles...)
 	}
 	slices.Sort(roles)
 	return slices.Compact(roles)
+}
+
+// holding returns the policies that [Decide] would let decide by their roles
+// alone: they name the subject, cover the resource, and their rules hold now.
+func holding(v View, q Request) []*Policy {
+	account := q.Resource[AccountID]
+	source, service := sourceOf(q.Subject)
+	if q.AccountID == "" || account == "" || account != q.AccountID && !service {
+		return nil
+	}
+	var out []*Policy
+	if service {
+		out = authorizationsFor(v, source, account, q)
+	}
+	if account == q.AccountID {
+		for _, subject := range append([]string{q.Subject}, v.GroupsOf(q.AccountID, q.Subject, q.Time)...) {
+			out = append(out, v.PoliciesOf(q.AccountID, subject, q.Resource[ServiceName])...)
+		}
+	}
+	c := v.Catalog(account)
+	return slices.DeleteFunc(out, func(p *Policy) bool {
+		reached, _ := examine(c, p, q)
+		return reached < stageAction
+	})
 }
 
 // Grants reports whether an active policy, whoever its subject is, allows the

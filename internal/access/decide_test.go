@@ -3,6 +3,7 @@ package access_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"slices"
@@ -40,26 +41,24 @@ type sliceView struct {
 	catalog *access.Catalog
 }
 
-func (v sliceView) Catalog(string) *access.Catalog { return v.catalog }
+func (v sliceView) Catalog(account string) *access.Catalog {
+	return v.catalog.With(
+		slices.DeleteFunc(slices.Clone(v.services), func(s *access.RegisteredService) bool { return s.AccountID != account }),
+		slices.DeleteFunc(slices.Clone(v.roles), func(r *access.CustomRole) bool { return r.AccountID != account }))
+}
 
-func (v sliceView) AuthorizationsOn(accountID, service string) []*access.Policy {
+func (v sliceView) AuthorizationsOn(accountID, _ string) []*access.Policy {
 	var out []*access.Policy
 	for _, p := range v.policies {
-		if p.AccountID == accountID && p.Type == access.TypeAuthorization && (p.Service() == "" || p.Service() == service) {
+		if p.AccountID == accountID && p.State == access.Active && p.Type == access.TypeAuthorization {
 			out = append(out, p)
 		}
 	}
 	return out
 }
 
-func (v sliceView) GroupsOf(accountID, iamID string, _ time.Time) []string {
-	var out []string
-	for _, g := range v.groups {
-		if g.AccountID == accountID && slices.ContainsFunc(g.Members, func(m access.Member) bool { return m.IAMID == iamID }) {
-			out = append(out, g.ID)
-		}
-	}
-	return out
+func (v sliceView) GroupsOf(accountID, iamID string, now time.Time) []string {
+	return groupsByWalking(v.world, access.Request{AccountID: accountID, Subject: iamID, Time: now})
 }
 
 func (v sliceView) PoliciesOf(accountID, subjectID, _ string) []*access.Policy {
@@ -79,24 +78,35 @@ type loaded struct {
 }
 
 func (l loaded) Load(_ context.Context, f func(store.Record) error) error {
-	add := func(kind, id string, obj any) error {
-		doc, err := json.Marshal(obj)
-		if err != nil {
-			return err
+	var err error
+	add := func(kind, id string, revision int64, obj any) {
+		doc, failed := json.Marshal(obj)
+		if err = errors.Join(err, failed); err == nil {
+			err = f(store.Record{Kind: kind, ID: id, Revision: revision, Doc: doc})
 		}
-		return f(store.Record{Kind: kind, ID: id, Revision: 1, Doc: doc})
 	}
 	for _, p := range l.policies {
-		if err := add("policy", p.ID, p); err != nil {
-			return err
-		}
+		add("policy", p.ID, p.Revision, p)
 	}
 	for _, g := range l.groups {
-		if err := add("access-group", g.ID, g); err != nil {
-			return err
-		}
+		add("access-group", g.ID, g.Revision, g)
 	}
-	return nil
+	for _, r := range l.rules {
+		add("group-rule", r.ID, r.Revision, r)
+	}
+	for _, m := range l.memberships {
+		add("membership", directory.UserKey(m.AccountID, m.IAMID), m.Revision, m)
+	}
+	for _, g := range l.settings {
+		add("group-settings", g.AccountID, g.Revision, g)
+	}
+	for _, s := range l.services {
+		add("service", directory.ServiceKey(s.AccountID, s.Name), s.Revision, s)
+	}
+	for _, r := range l.world.roles {
+		add("custom-role", r.ID, r.Revision, r)
+	}
+	return err
 }
 
 // indexed is the world as the server sees it: through the directory.
@@ -112,11 +122,13 @@ var (
 	genMostly    = rapid.SampledFrom([]bool{true, true, true, true, true, true, true, false})
 	genAccount   = rapid.SampledFrom([]string{accountA, accountA, accountA, accountA, accountA, accountA, accountA, accountB})
 	genAnAccount = rapid.SampledFrom([]string{accountA, accountB, ""})
-	genIdentity  = rapid.SampledFrom([]string{"iam-Profile-1", "iam-Profile-2"})
-	genGroupID   = rapid.SampledFrom([]string{"AccessGroupId-0", "AccessGroupId-1"})
+	genIdentity  = rapid.SampledFrom([]string{"iam-Profile-1", "iam-Profile-1", "iam-Profile-1", "iam-Profile-2", "iam-Profile-2", serviceA, serviceB})
+	genPerson    = rapid.SampledFrom([]string{"iam-Profile-1", "iam-Profile-2"})
+	genSource    = rapid.SampledFrom([]string{serviceA, serviceA, serviceA, serviceB, "crn-crn:v1:bluemix:public:lib:eu-de:a/" + accountA + "::t:r", "crn-crn:v1:bluemix:public:kms::::", "crn-crn:broken", "crn-crn:v1:::lib::a/" + accountA + ":::"})
+	genGroupID   = rapid.SampledFrom([]string{"AccessGroupId-0", "AccessGroupId-1", "AccessGroupId-PublicAccess"})
 	genState     = rapid.SampledFrom(append(slices.Repeat([]string{access.Active}, 10), access.Deleted, ""))
-	genKind      = rapid.SampledFrom(append(slices.Repeat([]string{access.TypeAccess}, 10), access.TypeAuthorization))
-	genService   = rapid.SampledFrom([]string{"is", "is", "is", "is.instance", "is.vpc", "kms", "iam-identity", "new-service", "new-service.x", ""})
+	genKind      = rapid.SampledFrom(append(slices.Repeat([]string{access.TypeAccess}, 10), access.TypeAuthorization, access.TypeAuthorization, ""))
+	genService   = rapid.SampledFrom([]string{"is", "is", "is", "is.instance", "is.vpc", "kms", "kms", "lib", "lib", "lib.x", "iam-identity", "new-service", "new-service.x", ""})
 	genType      = rapid.SampledFrom([]string{"service", "platform_service"})
 	genWord      = rapid.SampledFrom([]string{"a", "a", "ab", "b", "", "*", "é"})
 	genPattern   = rapid.SampledFrom([]string{"a", "a*", "*", "?", "*b", "{{*}}", "", "is*", "is.?*", "i?", "*s*"})
@@ -124,9 +136,10 @@ var (
 		access.StringEquals, access.StringEquals, access.StringEquals, access.StringEquals, access.StringMatch, access.StringExists,
 		access.StringEqualsAnyOf, access.StringMatchAnyOf, "stringLike",
 	})
-	genRole   = rapid.SampledFrom([]string{viewer, operator, administrator, administrator, administrator, reader, keyPurge, noRole})
+	genRole   = rapid.SampledFrom([]string{viewer, operator, administrator, administrator, administrator, reader, keyPurge, deskClerk, auditorA, auditorA, auditorB, guestA, decisionPoint, noRole})
 	genAction = rapid.SampledFrom([]string{
 		"c.read", "c.read", "c.read", "c.operate", "c.operate", "c.admin", "is.list", "is.operate", "is.create", "kms.read", "kms.purge", "s.read", "id.get", "id.create", "", "none",
+		"c.edit", "lib.look", "lib.run", "lib.read", "lib.lend", "iam.decision.evaluate",
 	})
 	genOptional = rapid.SampledFrom([]string{access.Region, "vpcId", access.Resource, access.ResourceGroupID})
 	genTag      = rapid.SampledFrom([]string{"env:dev", "env:prod", "env:", "team:a", "env", ":dev", "env:dev:x"})
@@ -135,7 +148,74 @@ var (
 	genFew      = rapid.IntRange(0, 2)
 	genScope    = rapid.SampledFrom([]string{access.ServiceName, access.ServiceName, access.ServiceName, access.ServiceType, access.ServiceGroupID, ""})
 	genBool     = rapid.Bool()
+	genRarely   = rapid.SampledFrom([]bool{false, false, false, false, true})
+
+	// A Monday at nine, and the edges of days, hours and weeks around it, in
+	// the zones that the conditions name.
+	genTime = rapid.Custom(func(t *rapid.T) time.Time {
+		if genInt.Draw(t, "no time") == 0 {
+			return time.Time{}
+		}
+		hours := rapid.SampledFrom([]int{0, 0, -9, -14, 5, 8, 15, 24, -24, -33, 24 * 5, 24 * 6}).Draw(t, "hours")
+		seconds := rapid.SampledFrom([]int{0, 0, 1, -1, 1800}).Draw(t, "seconds")
+		return monday.Add(time.Duration(hours)*time.Hour + time.Duration(seconds)*time.Second + 500*time.Millisecond)
+	})
+	genInt   = rapid.IntRange(0, 19)
+	genClock = rapid.SampledFrom([]string{"09:00:00+00:00", "09:00:00Z", "17:00:00+00:00", "00:00:00+00:00", "23:59:59+00:00", "09:00:00-05:00", "14:00:00+05:00", "23:00:00+14:00", "09:00:00", "24:00:00Z", "9", ""})
+	genDate  = rapid.SampledFrom([]string{"2026-06-15Z", "2026-06-15+14:00", "2026-06-14-12:00", "2026-06-16+00:00", "2026-06-15", "2026-02-30Z"})
+	genStamp = rapid.SampledFrom([]string{"2026-06-15T09:00:00Z", "2026-06-15T09:00:00+00:00", "2026-06-15T04:00:00-05:00", "2026-06-15T23:00:00+14:00", "2026-06-14T00:00:00Z", "2026-06-20T00:00:00Z", "2026-06-15T09:00:00", "now"})
+	genDay   = rapid.SampledFrom([]any{"1+00:00", "1+00:00", "7+00:00", "1", 1, 7, "2+14:00", "7-12:00", "2-05:00", "1+05:00", 0, 8, "8+00:00", "Monday", true})
+	genBound = rapid.SampledFrom([]string{"LessThan", "LessThanOrEquals", "GreaterThan", "GreaterThanOrEquals", "Equals"})
 )
+
+// Two services that act through their CRNs, each in its own account.
+const (
+	serviceA = "crn-crn:v1:bluemix:public:lib:us-south:a/" + accountA + ":instance-1::"
+	serviceB = "crn-crn:v1:bluemix:public:kms:us-south:a/" + accountB + ":instance-2::"
+)
+
+var monday = time.Date(2026, time.June, 15, 9, 0, 0, 0, time.UTC)
+
+func drawCondition(t *rapid.T) access.Rule {
+	var value any
+	r := access.Rule{Operator: genBound.Draw(t, "comparison")}
+	switch genInt.Draw(t, "kind") % 6 {
+	case 0, 1:
+		r.Key, r.Operator, value = access.KeyDayOfWeek, "dayOfWeekEquals", genDay.Draw(t, "day")
+		if genBool.Draw(t, "any of") {
+			r.Operator = "dayOfWeekAnyOf"
+			if genBool.Draw(t, "a list") {
+				value = rapid.SliceOfN(genDay, 1, 3).Draw(t, "days")
+			}
+		}
+	case 2:
+		r.Key, r.Operator, value = access.KeyTime, "time"+r.Operator, genClock.Draw(t, "clock")
+	case 3:
+		r.Key, r.Operator, value = access.KeyDateTime, "dateTime"+r.Operator, genStamp.Draw(t, "stamp")
+	case 4:
+		r.Key, r.Operator, value = access.KeyDate, "date"+r.Operator, genDate.Draw(t, "date")
+	default:
+		a := drawAttribute(t, genOptional.Draw(t, "key"), genWord)
+		r.Key, r.Operator, value = "{{resource.attributes."+a.Key+"}}", string(a.Operator), a.Value
+	}
+	b, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Value = b
+	return r
+}
+
+func drawRule(t *rapid.T, level int) access.Rule {
+	if level > 2 || genBool.Draw(t, "flat") {
+		return drawCondition(t)
+	}
+	r := access.Rule{Operator: rapid.SampledFrom([]string{access.And, access.Or}).Draw(t, "join")}
+	for range genFew.Draw(t, "conditions") + 1 {
+		r.Conditions = append(r.Conditions, drawRule(t, level+1))
+	}
+	return r
+}
 
 func drawValue(t *rapid.T, op access.Operator, text *rapid.Generator[string]) access.Value {
 	switch op {
@@ -169,6 +249,20 @@ func drawPolicy(t *rapid.T, id string) *access.Policy {
 		subject.Value = access.Text(genIdentity.Draw(t, "identity"))
 	}
 	p.Subject = []access.Attribute{subject}
+	if p.Type == access.TypeAuthorization {
+		p.Subject = []access.Attribute{
+			drawAttribute(t, access.ServiceName, rapid.SampledFrom([]string{"lib", "lib", "lib", "kms"})),
+			{Key: access.AccountID, Operator: access.StringEquals, Value: access.Text(genAccount.Draw(t, "source's account"))},
+		}
+		if genRarely.Draw(t, "narrower") {
+			p.Subject = append(p.Subject, drawAttribute(t, rapid.SampledFrom([]string{access.ServiceInstance, access.Region, access.ResourceGroupID}).Draw(t, "key"),
+				rapid.SampledFrom([]string{"instance-1", "us-south", "instance-2"})))
+		}
+	}
+	if genRarely.Draw(t, "has a rule") {
+		r := drawRule(t, 1)
+		p.Rule = &r
+	}
 	if genMostly.Draw(t, "names the account") {
 		about := p.AccountID
 		if !genMostly.Draw(t, "its own") {
@@ -204,9 +298,36 @@ func drawWorld(t *rapid.T) world {
 			AccountID: genAccount.Draw(t, "group's account"),
 		}
 		for range genFew.Draw(t, "members") {
-			g.Members = append(g.Members, access.Member{IAMID: genIdentity.Draw(t, "member")})
+			g.Members = append(g.Members, access.Member{IAMID: genPerson.Draw(t, "member")})
 		}
 		w.groups = append(w.groups, g)
+		if genBool.Draw(t, "has a dynamic rule") {
+			w.rules = append(w.rules, &access.GroupRule{
+				Meta: object.Meta{Revision: int64(genFew.Draw(t, "rule's revision") + 1)}, ID: "ClaimRule-" + g.ID, AccountID: g.AccountID, GroupID: g.ID,
+			})
+		}
+	}
+	for _, id := range []string{"iam-Profile-1", "iam-Profile-2"} {
+		m := &access.Membership{Meta: object.Meta{Revision: 1}, AccountID: genAccount.Draw(t, "membership's account"), IAMID: id}
+		for _, g := range w.groups {
+			if genRarely.Draw(t, "joined by rule") {
+				m.Groups = append(m.Groups, access.DynamicMember{
+					GroupID: g.ID, RuleID: "ClaimRule-" + g.ID, Revision: 1, Until: monday.Add(time.Duration(genInt.Draw(t, "until")) * time.Hour),
+				})
+			}
+		}
+		w.memberships = append(w.memberships, m)
+	}
+	if genRarely.Draw(t, "has settings") {
+		w.settings = append(w.settings, &access.GroupSettings{Meta: object.Meta{Revision: 1}, AccountID: accountA, PublicAccess: genBool.Draw(t, "public access")})
+	}
+	for _, account := range []string{accountA, accountB} {
+		if genBool.Draw(t, "has a service of its own") {
+			w.services = append(w.services, library(account))
+		}
+		if genBool.Draw(t, "has roles of its own") {
+			w.roles = append(w.roles, auditor(account), guest(account))
+		}
 	}
 	for i := range rapid.IntRange(0, 10).Draw(t, "policies") {
 		w.policies = append(w.policies, drawPolicy(t, fmt.Sprintf("policy-%d", i)))
@@ -217,7 +338,10 @@ func drawWorld(t *rapid.T) world {
 func drawRequest(t *rapid.T) access.Request {
 	q := access.Request{
 		Subject: genIdentity.Draw(t, "subject"), AccountID: genAccount.Draw(t, "account"),
-		Action: genAction.Draw(t, "action"), Resource: map[string]string{},
+		Action: genAction.Draw(t, "action"), Resource: map[string]string{}, Time: genTime.Draw(t, "time"),
+	}
+	if genRarely.Draw(t, "a service asks") {
+		q.Subject = genSource.Draw(t, "source")
 	}
 	if q.Resource[access.AccountID] = q.AccountID; !genMostly.Draw(t, "resource in the account") {
 		q.Resource[access.AccountID] = genAnAccount.Draw(t, "resource's account")
@@ -287,7 +411,7 @@ func TestDecideAgreesWithASecondImplementationAndWithItsOwnTrace(t *testing.T) {
 	if total >= 10_000 && (allowed < total/20 || denied < total/20) {
 		t.Errorf("%d allowed, %d denied: the cases prove little", allowed, denied)
 	}
-	for _, name := range []string{"account", "policy-subject", "policy-resource", "policy-action"} {
+	for _, name := range checkNames {
 		if total >= 10_000 && failures[name] < total/100 {
 			t.Errorf("only %d requests failed at %s", failures[name], name)
 		}
@@ -295,21 +419,26 @@ func TestDecideAgreesWithASecondImplementationAndWithItsOwnTrace(t *testing.T) {
 }
 
 func show(w world) string {
-	b, err := json.MarshalIndent(map[string]any{"policies": w.policies, "groups": w.groups}, "", " ")
+	b, err := json.MarshalIndent(map[string]any{
+		"policies": w.policies, "groups": w.groups, "rules": w.rules, "memberships": w.memberships, "settings": w.settings,
+		"services": w.services, "roles": w.roles,
+	}, "", " ")
 	if err != nil {
 		return err.Error()
 	}
 	return string(b)
 }
 
+// checkNames are the checks of a decision, in their order.
+var checkNames = []string{"account", "policy-subject", "policy-resource", "policy-rule", "policy-action"}
+
 // checkTrace demands that the explanation is the decision in words: always the
-// same four checks, none failed when allowed, exactly one when denied, and
+// same five checks, none failed when allowed, exactly one when denied, and
 // those after it skipped.
 func checkTrace(t *rapid.T, d access.Decision, failures map[string]int) {
 	trace := d.Explain()
-	names := []string{"account", "policy-subject", "policy-resource", "policy-action"}
-	if !slices.EqualFunc(trace, names, func(c activity.Check, name string) bool { return c.Name == name }) {
-		t.Fatalf("trace %+v, want the checks %v", trace, names)
+	if !slices.EqualFunc(trace, checkNames, func(c activity.Check, name string) bool { return c.Name == name }) {
+		t.Fatalf("trace %+v, want the checks %v", trace, checkNames)
 	}
 	failed := slices.IndexFunc(trace, func(c activity.Check) bool { return c.Outcome == activity.Fail })
 	if d.Allowed != (failed < 0) || d.Allowed != (d.Policy != nil) {
@@ -339,7 +468,7 @@ func TestOneMorePolicyNeverTakesAccessAway(t *testing.T) {
 		i := rapid.IntRange(0, len(w.policies)).Draw(t, "place")
 		w.policies = slices.Insert(w.policies, i, drawPolicy(t, "policy-more"))
 		if before && !access.Decide(sliceView{w, catalog}, q).Allowed {
-			t.Fatal("the access is gone")
+			t.Fatalf("the access is gone: %+v\n%+v\n%+v %s", q, access.Decide(sliceView{w, catalog}, q).Explain(), access.Decide(indexed(t, w, catalog), q).Allowed, show(w))
 		}
 	})
 }
@@ -364,6 +493,7 @@ func TestNoPolicyOfAnotherAccountCounts(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w, q := drawWorld(t), drawRequest(t)
 		q.AccountID = accountA
+		q.Resource[access.AccountID] = accountA
 		for _, p := range w.policies {
 			p.AccountID = accountB
 		}

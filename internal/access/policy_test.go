@@ -45,7 +45,19 @@ func TestValidateFollowsTheRulesOfThePolicyAPI(t *testing.T) {
 		{"with a tag", func(p *access.Policy) { p.Tags = []access.Attribute{is("env", "dev")} }, ""},
 
 		{"without a type", func(p *access.Policy) { p.Type = "" }, "type"},
-		{"of type authorization", func(p *access.Policy) { p.Type = access.TypeAuthorization }, "authorization"},
+		{"of type authorization with the subject of another type", func(p *access.Policy) { p.Type = access.TypeAuthorization }, "subject attribute iam_id"},
+		{"of type authorization", func(p *access.Policy) { authorize(p, is(access.ServiceName, "lib"), is(access.AccountID, accountB)) }, ""},
+		{"of type authorization for one instance", func(p *access.Policy) {
+			authorize(p, is(access.ServiceName, "lib"), is(access.AccountID, accountB), is(access.ServiceInstance, "i"), is(access.Region, "r"))
+		}, ""},
+		{"of type authorization for a resource group", func(p *access.Policy) { authorize(p, is(access.ResourceGroupID, "rg"), is(access.AccountID, accountB)) }, ""},
+		{"of type authorization without the source's account", func(p *access.Policy) { authorize(p, is(access.ServiceName, "lib")) }, "accountId"},
+		{"of type authorization without a source", func(p *access.Policy) { authorize(p, is(access.AccountID, accountB), is(access.Region, "r")) }, "serviceName"},
+		{"of type authorization without a subject", func(p *access.Policy) { authorize(p) }, "accountId"},
+		{"of type authorization with conditions", func(p *access.Policy) {
+			authorize(p, is(access.ServiceName, "lib"), is(access.AccountID, accountB))
+			p.Pattern, p.Rule = access.PatternAllDay, &access.Rule{Key: access.KeyDayOfWeek, Operator: "dayOfWeekEquals", Value: []byte("1")}
+		}, "only a policy of type access"},
 		{"of an unknown type", func(p *access.Policy) { p.Type = "deny" }, "type"},
 		{"without a subject", func(p *access.Policy) { p.Subject = nil }, "subject"},
 		{"with two subjects", func(p *access.Policy) {
@@ -107,6 +119,10 @@ func TestValidateFollowsTheRulesOfThePolicyAPI(t *testing.T) {
 			}
 		})
 	}
+}
+
+func authorize(p *access.Policy, subject ...access.Attribute) {
+	p.Type, p.Subject = access.TypeAuthorization, subject
 }
 
 func TestAValueKeepsItsJSONType(t *testing.T) {
@@ -239,7 +255,7 @@ func FuzzPolicy(f *testing.F) {
 			Resource: map[string]string{access.AccountID: accountA, access.ServiceName: service},
 		}
 		d := access.Decide(sliceView{w, catalog}, q)
-		if len(d.Explain()) != 4 {
+		if len(d.Explain()) != len(checkNames) {
 			t.Errorf("trace %+v", d.Explain())
 		}
 		if _, failed := d.Explain().Failed(); failed == d.Allowed {

@@ -138,6 +138,9 @@ func (r *Rule) attribute() (Attribute, bool) {
 	if err := a.Value.UnmarshalJSON(r.Value); err != nil {
 		return Attribute{}, false
 	}
+	if (a.Operator == StringEqualsAnyOf || a.Operator == StringMatchAnyOf) && a.Value.Exists == nil && a.Value.List == nil {
+		a.Value = Value{List: []string{a.Value.Text}} // as clients write a list of one
+	}
 	return a, true
 }
 
@@ -173,6 +176,9 @@ func (r *Rule) Holds(q Request) bool {
 // offset that the value names and then compared; daylight saving is not
 // applied (reference/access-and-audit.md section 2.4).
 func (r *Rule) holdsAt(now time.Time) (bool, error) {
+	if len(r.Value) > MaxValueLength {
+		return false, fmt.Errorf("value must have at most %d characters", MaxValueLength)
+	}
 	switch r.Key {
 	case KeyDayOfWeek:
 		return r.onDay(now)
@@ -223,8 +229,12 @@ func (r *Rule) onDay(now time.Time) (bool, error) {
 	case "dayOfWeekEquals":
 		days = []json.RawMessage{r.Value}
 	case "dayOfWeekAnyOf":
-		if err := json.Unmarshal(r.Value, &days); err != nil || len(days) == 0 {
-			return false, errors.New("operator dayOfWeekAnyOf takes an array of days")
+		days = []json.RawMessage{r.Value} // as clients write a list of one
+		if len(r.Value) > 0 && r.Value[0] == '[' {
+			days = nil // or Unmarshal would write into the rule's own value
+			if err := json.Unmarshal(r.Value, &days); err != nil || len(days) == 0 || len(days) > MaxAnyOf {
+				return false, fmt.Errorf("operator dayOfWeekAnyOf takes an array of 1 to %d days", MaxAnyOf)
+			}
 		}
 	default:
 		return false, fmt.Errorf("operator %q is not one of dayOfWeekEquals, dayOfWeekAnyOf", r.Operator)

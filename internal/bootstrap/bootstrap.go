@@ -1,8 +1,11 @@
-// Package bootstrap makes the first objects of an installation: an account, its
+// Package bootstrap makes an account with the objects that it begins with: its
 // owner with full access, the owner's API key and the default resource group.
+// The first account is made when an installation starts for the first time,
+// every other one by the installation's operator.
 package bootstrap
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
@@ -19,24 +22,29 @@ import (
 	"tabard.dev/tabard/internal/resource"
 )
 
-// Owner is what the installer is told, as it stands in owner.json.
+// Owner is what whoever makes an account is told, as it stands in owner.json.
+// Name is the account's. Person and Email are about its owner and are not
+// repeated; without them he is called like the account and has a made-up
+// address.
 type Owner struct {
 	Name      string `json:"name"`
 	AccountID string `json:"account_id"`
 	IAMID     string `json:"iam_id"`
 	APIKey    string `json:"apikey"`
 	URL       string `json:"url"`
+
+	Person string `json:"-"`
+	Email  string `json:"-"`
 }
 
-// NewOwner invents the first account and its owner's API key.
+// NewOwner invents an account and its owner's API key.
 func NewOwner(name, url string) Owner {
-	return Owner{
-		Name: name, URL: url,
-		AccountID: NewAccountID(),
-		IAMID:     "IBMid-" + strings.ToUpper(NewAccountID()[:10]),
-		APIKey:    NewAPIKey(),
-	}
+	return Owner{Name: name, URL: url, AccountID: NewAccountID(), IAMID: NewUserID(), APIKey: NewAPIKey()}
 }
+
+// NewUserID returns an IAM ID for a user: the realm and 10 random hexadecimal
+// digits.
+func NewUserID() string { return "IBMid-" + strings.ToUpper(NewAccountID()[:10]) }
 
 // NewAccountID returns 32 random hexadecimal digits.
 func NewAccountID() string {
@@ -52,26 +60,49 @@ func NewAPIKey() string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-// Account stages an account with its owner.
+// Origin says who makes an account and in which request. The zero Origin is the
+// installation's first start, which counts as the owner's own doing.
+type Origin struct {
+	Initiator   activity.Initiator
+	Transaction string
+}
+
+// Account stages the account of the first start.
 func Account(tx *directory.Tx, d *directory.Directory, names crn.Names, o Owner, keyHash string) {
 	tx.By = o.IAMID
+	NewAccount(tx, d, names, o, keyHash, Origin{})
+}
+
+// NewAccount stages an account with its owner, and the event of it in the new
+// account's own log.
+func NewAccount(tx *directory.Tx, d *directory.Directory, names crn.Names, o Owner, keyHash string, from Origin) {
+	person := cmp.Or(o.Person, o.Name)
 	d.Accounts.Put(tx, &identity.Account{ID: o.AccountID, Name: o.Name, OwnerID: o.IAMID})
-	d.Users.Put(tx, &identity.User{IAMID: o.IAMID, AccountID: o.AccountID, Name: o.Name, Email: "owner@" + o.AccountID[:8] + ".tabard.internal"})
+	d.Users.Put(tx, &identity.User{
+		IAMID: o.IAMID, AccountID: o.AccountID, Name: person,
+		Email: cmp.Or(o.Email, "owner@"+o.AccountID[:8]+".tabard.internal"),
+	})
 	d.APIKeys.Put(tx, &identity.APIKey{
 		ID: "ApiKey-" + uuid.NewString(), AccountID: o.AccountID, IAMID: o.IAMID, Name: "owner",
-		Description: "Made at the first start; replace it and delete it.", Hash: keyHash,
+		Description: "Made with the account; replace it and delete it.", Hash: keyHash,
 	})
 	d.ResourceGroups.Put(tx, &resource.Group{ID: NewAccountID(), AccountID: o.AccountID, Name: "Default", Default: true})
 	for _, p := range ownerPolicies(d.Builtin(), o) {
 		d.Policies.Put(tx, p)
 	}
+	if from.Initiator.ID == "" {
+		from.Initiator = activity.Initiator{ID: o.IAMID, Name: person, TypeURI: activity.UserType}
+	}
+	if from.Transaction == "" {
+		from.Transaction = strings.ReplaceAll(uuid.NewString(), "-", "")
+	}
 	tx.Record(&activity.Event{
 		ID: uuid.NewString(), Time: activity.Time{Time: tx.Now}, Action: "iam-identity.account.create",
 		Outcome: activity.Success, Severity: activity.Warning, AccountID: o.AccountID,
 		Message:       fmt.Sprintf("IAM Identity Service: create account %s", o.Name),
-		CorrelationID: strings.ReplaceAll(uuid.NewString(), "-", ""),
+		CorrelationID: from.Transaction,
 		LogSourceCRN:  names.Of("iam-identity", "global", o.AccountID, "", "", "").String(),
-		Initiator:     activity.Initiator{ID: o.IAMID, Name: o.Name, TypeURI: activity.UserType},
+		Initiator:     from.Initiator,
 		Target: activity.Target{
 			ID:   names.Of("iam-identity", "", o.AccountID, "", "account", o.AccountID).String(),
 			Name: o.Name, TypeURI: "iam-identity/account",

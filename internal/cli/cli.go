@@ -50,7 +50,8 @@ func New(extra ...*cobra.Command) *cobra.Command {
 	root.SetVersionTemplate("tabard {{.Version}}\n")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.AddCommand(sessionCommands()...)
-	root.AddCommand(iamCommands(), isCommands(), resourceCommands(), ksCommands(), activityCommands())
+	root.AddCommand(iamCommands(), isCommands(), resourceCommands(), ksCommands(), activityCommands(), accountCommands(),
+		accountCreateCommand("account-create NAME --owner-email EMAIL", "tabard account-create acme --owner-email ada@example.com --file acme.json"))
 	root.AddCommand(extra...)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	return root

@@ -54,6 +54,7 @@ func iamCommands() *cobra.Command {
 	)
 	c.AddCommand(apiKeyCommands()...)
 	c.AddCommand(accessGroupCommands()...)
+	c.AddCommand(serviceCommands()...)
 	c.AddCommand(rolesCommand(), oauthTokensCommand(), bearerTokenCommand())
 	return c
 }

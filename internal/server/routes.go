@@ -6,7 +6,10 @@ import (
 
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/api/accessgroups"
+	"tabard.dev/tabard/internal/api/accounts"
 	"tabard.dev/tabard/internal/api/activityapi"
+	"tabard.dev/tabard/internal/api/authzen"
+	"tabard.dev/tabard/internal/api/catalogapi"
 	"tabard.dev/tabard/internal/api/clusters"
 	"tabard.dev/tabard/internal/api/iamidentity"
 	"tabard.dev/tabard/internal/api/iampolicy"
@@ -44,8 +47,11 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	iamidentity.Register(mux, c.api, c.sealer)
 	iampolicy.Register(mux, c.api)
 	accessgroups.Register(mux, c.api)
-	resourcecontroller.Register(mux, c.api)
+	authzen.Register(mux, c.api, c.grants)
+	resourcecontroller.Register(mux, c.api, c.sealer)
 	clusters.Register(mux, c.api, c.clusterKeys)
+	accounts.Register(mux, c.api, c.sealer, c.clusterKeys)
+	catalogapi.Register(mux, c.api)
 	activityapi.Register(mux, c.api, s.store)
 	vpcapi.Register(mux, c.api, vpcapi.Options{HostID: localHost, LocalAccess: s.localAccess})
 

@@ -144,6 +144,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Directory:  s.directory,
 		Kubernetes: &attest.Kubernetes{Clusters: s.directory, Keys: clusterKeys, Now: cfg.Now},
 		Instances:  instances,
+		Users:      &attest.Users{Providers: s.directory, Keys: clusterKeys, Now: cfg.Now},
 		Tokens:     issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
 		OperatorAccount: operator, Usage: s.usage, Observe: metrics.granted,
 	})

@@ -1,5 +1,6 @@
 // Package iamidentity is the IAM Identity API v1: trusted profiles with their
-// claim rules, links and identities, service IDs, and API keys
+// claim rules, links and identities, service IDs and their groups, API keys, the
+// account's settings, limits and reports, and preferences
 // (reference/iam-identity.md section 4). It decodes, checks and encodes. Which
 // compute resource may put on a profile is decided by package trust, and who
 // gets a token for it by package grant.
@@ -34,7 +35,8 @@ type routes struct {
 	sealer *token.Sealer
 }
 
-// Register adds the routes. The sealer hashes API keys.
+// Register adds the routes. The sealer hashes API keys, and encrypts the values
+// of those that are to be stored.
 func Register(mux *http.ServeMux, cfg *api.Config, sealer *token.Sealer) {
 	r := &routes{
 		Family: &api.Family{Config: cfg, Mux: mux, Service: "IAM Identity Service", Shape: shape},
@@ -45,7 +47,14 @@ func Register(mux *http.ServeMux, cfg *api.Config, sealer *token.Sealer) {
 	r.registerLinks()
 	r.registerIdentities()
 	r.registerServiceIDs()
+	r.registerServiceIDGroups()
 	r.registerAPIKeys()
+	r.registerLimits()
+	r.registerTemplates()
+	r.registerSettings()
+	r.registerReports()
+	r.registerMFA()
+	r.registerPreferences()
 }
 
 // collection returns the patterns of a collection: published clients ask for

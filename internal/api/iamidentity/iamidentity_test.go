@@ -79,8 +79,15 @@ func pathOf(o object) string {
 		return "/v1/profiles/" + id
 	case strings.HasPrefix(id, "ServiceId-"):
 		return "/v1/serviceids/" + id
+	case strings.HasPrefix(id, "ServiceIdGroup-"):
+		return "/v1/serviceid_groups/" + id
 	}
 	return "/v1/apikeys/" + id
+}
+
+func (e env) serviceIDGroup(name string) object {
+	e.T.Helper()
+	return e.post("/v1/serviceid_groups", object{"name": name, "account_id": e.Owner.AccountID})
 }
 
 func text(o object, key string) string {
@@ -140,6 +147,7 @@ func (e env) allRoutes() []route {
 	user := "IBMid-TRUSTED"
 	e.Do(apitest.Request{Method: "POST", Path: pathOf(p) + "/identities/user", Body: object{"identifier": user, "type": "user"}}).Want(http.StatusOK)
 	values := url.Values{"type": {"IKS_SA"}, "crn": {e.clusterCRN(e.Owner.AccountID)}, "namespace": {"default"}, "name": {"sa"}}
+	group := e.serviceIDGroup("routes")
 	rules, links, identities := pathOf(p)+"/rules/"+text(rule, "id"), pathOf(p)+"/links/"+text(link, "id"), pathOf(p)+"/identities"
 	return []route{
 		{"GET", pathOf(p), nil, false},
@@ -159,6 +167,9 @@ func (e env) allRoutes() []route {
 		{"POST", identities + "/user", object{"identifier": "IBMid-EVIL", "type": "user"}, true},
 		{"GET", identities + "/user/" + user, nil, false},
 		{"DELETE", identities + "/user/" + user, nil, true},
+		{"GET", pathOf(group), nil, false},
+		{"PUT", pathOf(group), object{"name": "x"}, true},
+		{"DELETE", pathOf(group), nil, true},
 		{"GET", pathOf(s), nil, false},
 		{"PUT", pathOf(s), object{"description": "x"}, true},
 		{"POST", pathOf(s) + "/lock", nil, true},
@@ -170,6 +181,7 @@ func (e env) allRoutes() []route {
 		{"DELETE", pathOf(key) + "/lock", nil, true},
 		{"POST", pathOf(key) + "/disable", nil, true},
 		{"DELETE", pathOf(key) + "/disable", nil, true},
+		{"POST", pathOf(key) + "/leaked", nil, true},
 		{"DELETE", pathOf(key), nil, true},
 		{"DELETE", pathOf(s), nil, true},
 		{"DELETE", pathOf(p), nil, true},
@@ -197,7 +209,7 @@ func TestWithoutAPolicyEveryRouteIsRefusedAndNothingChanges(t *testing.T) {
 	routes := e.allRoutes()
 	d := e.Config.Directory
 	count := func() string {
-		return fmt.Sprint(d.Profiles.Len(), d.Links.Len(), d.Rules.Len(), d.ServiceIDs.Len(), d.APIKeys.Len())
+		return fmt.Sprint(d.Profiles.Len(), d.Links.Len(), d.Rules.Len(), d.ServiceIDs.Len(), d.APIKeys.Len(), d.ServiceIDGroups.Len())
 	}
 	before := count()
 	for _, r := range routes {
@@ -213,7 +225,7 @@ func TestWithoutAPolicyEveryRouteIsRefusedAndNothingChanges(t *testing.T) {
 			t.Errorf("%s %s as a viewer: status %d, want 403", r.method, r.path, got.Status)
 		}
 	}
-	for _, path := range []string{"/v1/profiles", "/v1/serviceids"} {
+	for _, path := range []string{"/v1/profiles", "/v1/serviceids", "/v1/serviceid_groups"} {
 		body := object{"name": "x", "account_id": e.Owner.AccountID}
 		e.Do(apitest.Request{Method: "POST", Path: path, Body: body, As: viewer}).Want(http.StatusForbidden)
 	}
@@ -242,7 +254,7 @@ func TestTheOwnerMayUseEveryRoute(t *testing.T) {
 
 func TestEveryChangeIsRecordedUnderAnEventOfTheReference(t *testing.T) {
 	e := start(t)
-	known := regexp.MustCompile(`^iam-identity\.(account-profile|account-serviceid|user-apikey|serviceid-apikey)\.(create|update|delete)$`)
+	known := regexp.MustCompile(`^iam-identity\.(account-profile|account-serviceid|account-serviceid-group|user-apikey|serviceid-apikey)\.(create|update|delete|report-leak)$`)
 	for _, r := range e.allRoutes() {
 		if !r.writes {
 			continue
@@ -265,10 +277,11 @@ func TestMalformedBodiesAreRefusedWithTheErrorBodyOfTheAPI(t *testing.T) {
 		"", "{", "[]", `"x"`, "null", "0", `{"name":1}`, `{"name":{}}`, `{"name":["x"]}`, `{"name":"\u0000"}`, "{\"name\":\"\xff\"}", `{"name":""} {}`,
 		`{"type":"user","identifier":"x","accounts":[1]}`, `{"identities":{}}`, `{"identities":[null]}`, `{"link":"x"}`, `{"link":null,"cr_type":"VSI"}`,
 		`{"conditions":[null],"type":"Profile-CR","cr_type":"VSI"}`, `{"conditions":{},"type":"Profile-SAML","realm_name":"r"}`,
-		`{"expires_at":0}`, `{"expires_at":"yesterday"}`, `{"unique_instance_crns":["x"]}`, `{"apikey":"short","name":"x","iam_id":"x"}`,
+		`{"expires_at":0}`, `{"expires_at":"yesterday"}`, `{"store_value":"yes","name":"x","iam_id":"x"}`, `{"profiles":"true"}`,
+		`{"serviceids_per_group":"x"}`, `{"group_id":7,"name":"x"}`, `{"support_sessions":1}`, `{"action_when_leaked":"shout"}`, `{"unique_instance_crns":["x"]}`, `{"apikey":"short","name":"x","iam_id":"x"}`,
 		`{"description":"` + strings.Repeat("x", 5000) + `"}`, strings.Repeat("[", 20000), `{"name":"` + strings.Repeat("x", 1<<20) + `"}`,
 	}
-	for _, path := range []string{"/v1/profiles", "/v1/serviceids/", "/v1/apikeys"} {
+	for _, path := range []string{"/v1/profiles", "/v1/serviceids/", "/v1/apikeys", "/v1/serviceid_groups", "/v1/accounts/" + e.Owner.AccountID + "/limits/identity"} {
 		routes = append(routes, route{"POST", path, object{}, true})
 	}
 	for _, r := range routes {
@@ -314,12 +327,12 @@ func TestRequestsWithoutATokenGetTheErrorBodyOfTheAPI(t *testing.T) {
 
 func TestAnUpdateNeedsACurrentEntityTag(t *testing.T) {
 	e := start(t)
-	p, s := e.profile("p"), e.serviceID("s")
+	p, s, group := e.profile("p"), e.serviceID("s"), e.serviceIDGroup("g")
 	key := e.post("/v1/apikeys", object{"name": "k", "iam_id": e.Owner.IAMID})
 	rule := e.post(pathOf(p)+"/rules", podRule)
 	for path, body := range map[string]object{
 		pathOf(p): {"description": "x"}, pathOf(s): {"description": "x"}, pathOf(key): {"description": "x"},
-		pathOf(p) + "/rules/" + text(rule, "id"): podRule,
+		pathOf(p) + "/rules/" + text(rule, "id"): podRule, pathOf(group): {"name": "renamed"},
 	} {
 		got := e.Do(apitest.Request{Path: path})
 		tag := got.Header.Get("ETag")
@@ -334,10 +347,10 @@ func TestAnUpdateNeedsACurrentEntityTag(t *testing.T) {
 		e.put(path, `"`+text(e.get(path), "entity_tag")+`"`, body).Want(http.StatusOK)
 		e.put(path, "*", body).Want(http.StatusOK)
 	}
-	for _, path := range []string{"/v1/profiles/InvalidID", "/v1/serviceids/InvalidID", "/v1/apikeys/InvalidID", pathOf(p) + "/rules/InvalidID"} {
+	for _, path := range []string{"/v1/profiles/InvalidID", "/v1/serviceids/InvalidID", "/v1/apikeys/InvalidID", "/v1/serviceid_groups/InvalidID", pathOf(p) + "/rules/InvalidID"} {
 		body := podRule
 		if !strings.Contains(path, "rules") {
-			body = object{"description": "dummy"}
+			body = object{"name": "dummy", "description": "dummy"}
 		}
 		e.put(path, "dummy", body).Want(http.StatusNotFound)
 	}
@@ -346,19 +359,34 @@ func TestAnUpdateNeedsACurrentEntityTag(t *testing.T) {
 func TestOfWritersWithOneEntityTagOneWins(t *testing.T) {
 	e := start(t)
 	p := e.profile("p")
+	key := e.post("/v1/apikeys", object{"name": "k", "iam_id": e.Owner.IAMID})
+	rule := e.post(pathOf(p)+"/rules", podRule)
+	p = e.get(pathOf(p))
+	for path, tag := range map[string]string{
+		pathOf(p): text(p, "entity_tag"), pathOf(key): text(key, "entity_tag"),
+		pathOf(p) + "/rules/" + text(rule, "id"): text(rule, "entity_tag"),
+	} {
+		e.race(path, tag, func(i int) object { return with(podRule, "description", fmt.Sprint(i)) })
+	}
+	s, g := e.serviceID("s"), e.serviceIDGroup("g")
+	e.race(pathOf(s), text(s, "entity_tag"), func(i int) object { return object{"name": fmt.Sprint(i)} })
+	e.race(pathOf(g), text(g, "entity_tag"), func(i int) object { return object{"name": fmt.Sprint(i)} })
+}
+
+// race lets many writers change one object with one entity tag at a time.
+func (e env) race(path, tag string, body func(int) object) {
+	e.T.Helper()
 	const writers = 16
 	var wg sync.WaitGroup
 	statuses := make([]int, writers)
 	for i := range writers {
-		wg.Go(func() {
-			statuses[i] = e.put(pathOf(p), text(p, "entity_tag"), object{"description": fmt.Sprint(i)}).Status
-		})
+		wg.Go(func() { statuses[i] = e.put(path, tag, body(i)).Status })
 	}
 	wg.Wait()
 	slices.Sort(statuses)
 	want := append([]int{http.StatusOK}, slices.Repeat([]int{http.StatusConflict}, writers-1)...)
 	if !slices.Equal(statuses, want) {
-		t.Fatal(statuses)
+		e.T.Errorf("%s: %v", path, statuses)
 	}
 }
 
@@ -471,7 +499,7 @@ func TestListParametersThatCannotBeHonouredAreRefused(t *testing.T) {
 	base := "/v1/profiles?account_id=" + e.Owner.AccountID
 	for _, query := range []string{
 		"&pagesize=0", "&pagesize=101", "&pagesize=x", "&pagetoken=x", "&pagetoken=e30x", "&sort=iam_id", "&order=up",
-		"&filter=" + url.QueryEscape(`name co "x"`), "&group_id=x",
+		"&filter=" + url.QueryEscape(`name eq "x"`), "&filter=" + url.QueryEscape(`hash co "x"`), "&filter=(", "&include_history=perhaps",
 	} {
 		e.Do(apitest.Request{Path: base + query}).Want(http.StatusBadRequest)
 	}
@@ -490,6 +518,9 @@ func TestAForgedPageTokenShowsNothingMore(t *testing.T) {
 		`{"l":1,"a":"zzz","o":-1}`:   http.StatusBadRequest,
 		`{"q":{"sort":["hash"]}}`:    http.StatusBadRequest,
 		`{"q":{"order":["upward"]}}`: http.StatusBadRequest,
+		`{"q":{"filter":["hash co \"x\""],"account_id":["` + e.Other.AccountID + `"]}}`: http.StatusBadRequest,
+		`{"q":{"include_history":["x"],"account_id":["` + e.Other.AccountID + `"]}}`:    http.StatusBadRequest,
+		`null`: http.StatusOK,
 	} {
 		got := e.Do(apitest.Request{Path: "/v1/profiles?pagetoken=" + encode(forged), As: e.Other.IAMID})
 		if got.Status != want || strings.Contains(string(got.Raw), "mine") {

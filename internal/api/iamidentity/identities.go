@@ -8,7 +8,6 @@ import (
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
-	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/identity"
 )
 
@@ -208,7 +207,7 @@ func (r *routes) addIdentity(c *api.Call, tx *directory.Tx, _ *identityBody, fou
 	case at >= 0:
 		p.Identities[at] = *found.part
 	case len(p.Identities) >= maxIdentities:
-		return api.Reply{}, target, fault.New(fault.Conflict, "limit_exceeded", "The trusted profile %s has %d identities, which is the limit.", p.ID, maxIdentities)
+		return api.Reply{}, target, atLimit("The trusted profile %s has %d identities, which is the limit.", p.ID, maxIdentities)
 	default:
 		p.Identities = append(p.Identities, *found.part)
 	}

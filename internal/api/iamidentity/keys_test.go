@@ -24,26 +24,26 @@ func (e env) createKey(body object, as string) *apitest.Response {
 func TestAnAPIKeyIsShownOnceAndKeptAsAHash(t *testing.T) {
 	e := start(t)
 	s := e.serviceID("s")
-	inline := e.post("/v1/serviceids/", object{"name": "with key", "account_id": e.Owner.AccountID, "apikey": object{"name": "inline", "store_value": true}})
+	inline := e.post("/v1/serviceids/", object{"name": "with key", "account_id": e.Owner.AccountID, "apikey": object{"name": "inline"}})
 	keys := []object{
-		e.post("/v1/apikeys", object{"name": "mine", "iam_id": e.Owner.IAMID, "description": "GoSDK test apikey"}),
-		e.post("/v1/apikeys", object{"name": "of service", "iam_id": s["iam_id"], "account_id": e.Owner.AccountID, "store_value": true}),
+		e.post("/v1/apikeys", object{"name": "mine", "iam_id": e.Owner.IAMID, "description": "GoSDK test apikey", "store_value": false}),
+		e.post("/v1/apikeys", object{"name": "of service", "iam_id": s["iam_id"], "account_id": e.Owner.AccountID}),
 		e.post("/v1/apikeys", object{"name": "given", "iam_id": e.Owner.IAMID, "apikey": strings.Repeat("k", 32)}),
 		inline["apikey"].(object),
 	}
-	var secrets []string
 	for _, k := range keys {
 		secret := text(k, "apikey")
-		secrets = append(secrets, secret)
 		stored, ok := e.Config.Directory.APIKeys.Get(text(k, "id"))
-		if len(secret) < 32 || !ok || stored.Hash != e.Sealer.Hash(secret) {
+		if len(secret) < 32 || !ok || stored.Hash != e.Sealer.Hash(secret) || stored.Sealed != nil {
 			t.Fatalf("key %v is stored as %+v", k, stored)
 		}
 		if got := e.get(pathOf(k)); got["apikey"] != nil || got["name"] != k["name"] || got["created_by"] != e.Owner.IAMID || got["locked"] != false ||
 			got["account_id"] != e.Owner.AccountID || got["crn"] != "crn:v1:bluemix:public:iam-identity::a/"+e.Owner.AccountID+"::apikey:"+text(k, "id") {
 			t.Errorf("read %v", got)
 		}
-		e.put(pathOf(k), "*", object{"description": "changed"}).Want(http.StatusOK)
+		if got := e.put(pathOf(k), "*", object{"description": "changed"}).Want(http.StatusOK); got["apikey"] != nil {
+			t.Errorf("an update shows the value: %v", got)
+		}
 	}
 	if keys[2]["apikey"] != strings.Repeat("k", 32) {
 		t.Error("the given value was not taken")
@@ -51,17 +51,147 @@ func TestAnAPIKeyIsShownOnceAndKeptAsAHash(t *testing.T) {
 	if got := e.get(pathOf(inline)); got["apikey"] != nil {
 		t.Errorf("the service ID shows its key: %v", got)
 	}
+	e.keptNowhere(keys...)
+}
 
-	// Neither the objects nor the events hold a value, and events not even a hash.
+// keptNowhere demands that neither the objects nor the events hold a value, and
+// events not even a hash.
+func (e env) keptNowhere(keys ...object) {
+	e.T.Helper()
 	var docs strings.Builder
-	must(t, e.Store.Load(context.Background(), func(r store.Record) error { docs.Write(r.Doc); return nil }))
-	events, err := json.Marshal(e.Events(200))
-	must(t, err)
-	for _, secret := range secrets {
-		if strings.Contains(docs.String(), secret) || strings.Contains(string(events), secret) || strings.Contains(string(events), e.Sealer.Hash(secret)) {
-			t.Error("a value is kept")
+	must(e.T, e.Store.Load(context.Background(), func(r store.Record) error { docs.Write(r.Doc); return nil }))
+	events, err := json.Marshal(e.Events(500))
+	must(e.T, err)
+	for _, k := range keys {
+		secret := text(k, "apikey")
+		if secret == "" || strings.Contains(docs.String(), secret) || strings.Contains(string(events), secret) || strings.Contains(string(events), e.Sealer.Hash(secret)) {
+			e.T.Errorf("a value is kept, or was never shown: %q", secret)
 		}
 	}
+}
+
+func TestAServiceIDsKeyIsShownAgainWhenItsValueIsStored(t *testing.T) {
+	e := start(t)
+	s := e.serviceID("s")
+	inline := e.post("/v1/serviceids/", object{"name": "with key", "account_id": e.Owner.AccountID, "apikey": object{"name": "inline", "store_value": true}})
+	keys := []object{
+		inline["apikey"].(object),
+		e.post("/v1/apikeys", object{"name": "of service", "iam_id": s["iam_id"], "store_value": true}),
+		e.post("/v1/apikeys", object{"name": "given", "iam_id": s["iam_id"], "store_value": true, "apikey": strings.Repeat("v", 40)}),
+	}
+	for _, k := range keys {
+		secret := text(k, "apikey")
+		if got := e.get(pathOf(k)); got["apikey"] != secret {
+			t.Errorf("get %v, want %s", got, secret)
+		}
+		if got := e.put(pathOf(k), "*", object{"name": "renamed"}).Want(http.StatusOK); got["apikey"] != secret {
+			t.Errorf("update %v, want %s", got, secret)
+		}
+		// Neither a list nor whoever has the value already is told.
+		details := e.Do(apitest.Request{Path: "/v1/apikeys/details", Header: map[string]string{"IAM-ApiKey": secret}})
+		if details.Want(http.StatusOK)["apikey"] != nil {
+			t.Error("the details repeat the value")
+		}
+		if r := e.Do(apitest.Request{Path: "/v1/apikeys?scope=account&include_history=true"}); r.Status != http.StatusOK || strings.Contains(string(r.Raw), secret) {
+			t.Errorf("the list shows a value: %s", r.Raw)
+		}
+		e.Do(apitest.Request{Path: pathOf(k), As: viewer}).Want(http.StatusForbidden)
+		e.Do(apitest.Request{Path: pathOf(k), As: e.Other.IAMID}).Want(http.StatusNotFound)
+	}
+	e.keptNowhere(keys...)
+	e.createKey(object{"name": "k", "iam_id": e.Owner.IAMID, "store_value": true}, "").Want(http.StatusBadRequest)
+
+	// A sealed value that was moved to another key is not shown as that one's.
+	d := e.Config.Directory
+	moved, _ := d.APIKeys.Get(text(keys[1], "id"))
+	forged := *moved
+	other, _ := d.APIKeys.Get(text(keys[2], "id"))
+	forged.Sealed = other.Sealed
+	must(t, d.Update(context.Background(), "test", func(tx *directory.Tx) error { d.APIKeys.Put(tx, &forged); return nil }))
+	if r := e.Do(apitest.Request{Path: pathOf(keys[1])}); r.Status == http.StatusOK || strings.Contains(string(r.Raw), text(keys[2], "apikey")) {
+		t.Errorf("status %d: %s", r.Status, r.Raw)
+	}
+}
+
+func TestSessionsAreForKeysOfUsersOnly(t *testing.T) {
+	e := start(t)
+	s := e.serviceID("s")
+	mine := e.post("/v1/apikeys", object{"name": "k", "iam_id": e.Owner.IAMID, "support_sessions": true, "action_when_leaked": "disable"})
+	if mine["support_sessions"] != true || mine["action_when_leaked"] != "disable" {
+		t.Error(mine)
+	}
+	if got := e.put(pathOf(mine), "*", object{"support_sessions": false, "action_when_leaked": "delete"}).Want(http.StatusOK); got["support_sessions"] != false || got["action_when_leaked"] != "delete" {
+		t.Error(got)
+	}
+	if got := e.put(pathOf(mine), "*", object{"name": "n"}).Want(http.StatusOK); got["action_when_leaked"] != "delete" {
+		t.Errorf("a change of the name changed the action: %v", got)
+	}
+	theirs := e.post("/v1/apikeys", object{"name": "k", "iam_id": s["iam_id"], "support_sessions": false})
+	e.put(pathOf(theirs), "*", object{"support_sessions": true}).Want(http.StatusBadRequest)
+	e.createKey(object{"name": "k", "iam_id": s["iam_id"], "support_sessions": true}, "").Want(http.StatusBadRequest)
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: object{"name": "s", "account_id": e.Owner.AccountID, "apikey": object{"name": "k", "support_sessions": true}}}).
+		Want(http.StatusBadRequest)
+}
+
+func TestALeakedKeyMeetsWhatItsOwnerChose(t *testing.T) {
+	e := start(t)
+	s := e.serviceID("s")
+	manager := "IBMid-SECURITY"
+	e.Grant(manager, "iam-identity", "Administrator")
+	for what, iamID := range map[string]any{"user-apikey": e.Owner.IAMID, "serviceid-apikey": s["iam_id"]} {
+		for _, action := range []string{"none", "disable", "delete", ""} {
+			for _, byValue := range []bool{false, true} {
+				body := object{"name": "k", "iam_id": iamID, "action_when_leaked": action}
+				k := e.Do(apitest.Request{Method: "POST", Path: "/v1/apikeys", Body: body, Header: map[string]string{"Entity-Lock": "true"}}).Want(http.StatusCreated)
+				report := apitest.Request{Method: "POST", Path: pathOf(k) + "/leaked", As: manager}
+				if byValue {
+					report.Path, report.Header = "/v1/apikeys/leaked", map[string]string{"IAM-ApiKey": text(k, "apikey")}
+				}
+				answer := e.Do(report)
+				got := answer.Want(http.StatusOK)
+				want := action
+				if action == "" {
+					want = "none"
+				}
+				if got["id"] != k["id"] || got["leaked"] != true || got["action"] != want {
+					t.Errorf("%s, %q: %v", what, action, got)
+				}
+				event := e.Events(1)[0]
+				if event.Action != "iam-identity."+what+".report-leak" || event.Severity != "critical" || event.Initiator.ID != manager || event.Target.ID != k["crn"] ||
+					!strings.Contains(string(event.ResponseData), `"action":"`+want+`"`) {
+					t.Errorf("event %+v with %s", event, event.ResponseData)
+				}
+				if strings.Contains(string(answer.Raw), text(k, "apikey")) {
+					t.Error("the answer repeats the value")
+				}
+				now := e.Do(apitest.Request{Path: pathOf(k)})
+				switch action {
+				case "delete":
+					now.Want(http.StatusNotFound)
+				default:
+					if o := now.Want(http.StatusOK); o["leaked"] != true || o["disabled"] != (action == "disable") || o["locked"] != true {
+						t.Errorf("%s, %q: the key is now %v", what, action, o)
+					}
+					e.Do(report).Want(http.StatusOK)
+				}
+				e.keptNowhere(k)
+			}
+		}
+		for _, k := range e.Config.Directory.APIKeysByIdentity.Get(directory.Key(e.Owner.AccountID, fmt.Sprint(iamID))) {
+			if k.Name != "owner" {
+				must(t, e.Config.Directory.Update(context.Background(), "test", func(tx *directory.Tx) error { e.Config.Directory.APIKeys.Delete(tx, k); return nil }))
+			}
+		}
+	}
+	k := e.post("/v1/apikeys", object{"name": "k", "iam_id": s["iam_id"], "action_when_leaked": "delete"})
+	e.Grant("IBMid-OPERATOR", "iam-identity", "Operator")
+	for who, want := range map[string]int{"IBMid-OPERATOR": http.StatusForbidden, viewer: http.StatusForbidden, stranger: http.StatusForbidden, e.Other.IAMID: http.StatusNotFound} {
+		e.Do(apitest.Request{Method: "POST", Path: pathOf(k) + "/leaked", As: who}).Want(want)
+		e.Do(apitest.Request{Method: "POST", Path: "/v1/apikeys/leaked", As: who, Header: map[string]string{"IAM-ApiKey": text(k, "apikey")}}).Want(want)
+	}
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/apikeys/leaked"}).Want(http.StatusBadRequest)
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/apikeys/leaked", Header: map[string]string{"IAM-ApiKey": "unknown"}}).Want(http.StatusNotFound)
+	e.get(pathOf(k))
 }
 
 func TestNobodyGetsAKeyForSomebodyElse(t *testing.T) {
@@ -180,7 +310,7 @@ func TestAKeyExpiresWhenItsCreatorSays(t *testing.T) {
 	e := start(t)
 	for given, want := range map[string]string{
 		"2049-01-02T18:30+0000": "2049-01-02T18:30+0000", "2049-01-02T18:30:00+0000": "2049-01-02T18:30+0000",
-		"2049-01-02T18:30:00Z": "2049-01-02T18:30+0000", "2049-01-02T20:30:00+02:00": "2049-01-02T18:30+0000",
+		"2049-01-02T18:30:00Z": "2049-01-02T18:30+0000", "2049-01-02T18:30:00.123Z": "2049-01-02T18:30+0000", "2049-01-02T18:30:00+00": "2049-01-02T18:30+0000", "2049-01-02T20:30:00+02:00": "2049-01-02T18:30+0000",
 	} {
 		k := e.post("/v1/apikeys", object{"name": "k", "iam_id": e.Owner.IAMID, "expires_at": given})
 		if k["expires_at"] != want {
@@ -194,7 +324,7 @@ func TestAKeyExpiresWhenItsCreatorSays(t *testing.T) {
 		}
 		e.put(pathOf(k), "*", object{"expires_at": "tomorrow"}).Want(http.StatusBadRequest)
 	}
-	for _, bad := range []string{"2001-01-02T18:30+0000", "2049-01-02", "x", time.Now().UTC().Add(-time.Minute).Format(time.RFC3339)} {
+	for _, bad := range []string{"2001-01-02T18:30+0000", "9999-12-31T23:59-0800", "9999-12-31T23:59:00-08:00", "2049-01-02", "x", time.Now().UTC().Add(-time.Minute).Format(time.RFC3339)} {
 		e.createKey(object{"name": "k", "iam_id": e.Owner.IAMID, "expires_at": bad}, "").Want(http.StatusBadRequest)
 	}
 }
@@ -322,7 +452,7 @@ func TestAServiceIDHasTheFormThatClientsKnow(t *testing.T) {
 	if len(names(list, "serviceids")) != 2 || list["offset"] != 0.0 || list["next"] != nil {
 		t.Errorf("list %v", list)
 	}
-	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: object{"name": "s", "account_id": e.Owner.AccountID, "group_id": "x"}}).Want(http.StatusBadRequest)
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: object{"name": "s", "account_id": e.Owner.AccountID, "group_id": "x"}}).Want(http.StatusNotFound)
 	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: object{"name": "s", "account_id": e.Owner.AccountID, "apikey": object{}}}).Want(http.StatusBadRequest)
 }
 
@@ -346,4 +476,95 @@ func TestAServiceIDTakesAllThatHangsOnItAlong(t *testing.T) {
 			t.Errorf("%s has %d keys, %d policies, %d groups; want %d of each", o, keys, policies, groups, want)
 		}
 	}
+}
+
+// restrict changes one of the account's settings.
+func (e env) restrict(change func(*identity.Settings)) {
+	e.T.Helper()
+	d := e.Config.Directory
+	must(e.T, d.Update(context.Background(), "test", func(tx *directory.Tx) error {
+		s := *d.SettingsOf(e.Owner.AccountID)
+		change(&s)
+		d.Settings.Put(tx, &s)
+		return nil
+	}))
+}
+
+func TestAUserMakesHisOwnKeysUnlessTheAccountRestrictsIt(t *testing.T) {
+	e := start(t)
+	const plain, creator, gone = "IBMid-PLAIN", "IBMid-CREATOR", "IBMid-GONE"
+	for _, id := range []string{plain, creator, gone} {
+		e.user(id, id+"@example.com")
+	}
+	e.Grant(creator, "iam-identity", "User Api Key Creator")
+	e.Grant("IBMid-NOUSER", "iam-identity", "Viewer")
+	d := e.Config.Directory
+	must(t, d.Update(context.Background(), "test", func(tx *directory.Tx) error {
+		u, _ := d.Users.Get(directory.UserKey(e.Owner.AccountID, gone))
+		disabled := *u
+		disabled.Disabled = true
+		d.Users.Put(tx, &disabled)
+		return nil
+	}))
+	own := func(who string) *apitest.Response {
+		return e.createKey(object{"name": "own", "iam_id": who}, who)
+	}
+	for _, setting := range []string{identity.NotSet, identity.NotRestricted} {
+		e.restrict(func(s *identity.Settings) { s.RestrictCreateAPIKey = setting })
+		own(plain).Want(http.StatusCreated)
+		own(creator).Want(http.StatusCreated)
+		own(gone).Want(http.StatusForbidden)
+		own("IBMid-NOUSER").Want(http.StatusForbidden)
+		e.createKey(object{"name": "x", "iam_id": creator}, plain).Want(http.StatusForbidden)
+		e.createKey(object{"name": "x", "iam_id": e.serviceID("s")["iam_id"]}, plain).Want(http.StatusForbidden)
+	}
+	e.restrict(func(s *identity.Settings) { s.RestrictCreateAPIKey = identity.Restricted })
+	own(plain).Want(http.StatusForbidden)
+	own(creator).Want(http.StatusCreated)
+
+	// What he made he sees, changes and gives up, and nobody else's.
+	mine := d.APIKeysByIdentity.Get(directory.Key(e.Owner.AccountID, plain))[0]
+	theirs := d.APIKeysByIdentity.Get(directory.Key(e.Owner.AccountID, creator))[0]
+	as := func(method, path string, body any) *apitest.Response {
+		return e.Do(apitest.Request{Method: method, Path: path, Body: body, As: plain, Header: map[string]string{"If-Match": "*"}})
+	}
+	for path, want := range map[string]int{"/v1/apikeys/" + mine.ID: http.StatusOK, "/v1/apikeys/" + theirs.ID: http.StatusForbidden} {
+		as("GET", path, nil).Want(want)
+		as("PUT", path, object{"description": "x"}).Want(want)
+		as("POST", path+"/leaked", nil).Want(want)
+	}
+	for _, query := range []string{"", "?scope=account"} {
+		if got := names(as("GET", "/v1/apikeys"+query, nil).Want(http.StatusOK), "apikeys"); len(got) != 2 {
+			t.Errorf("%s: sees %v, want his two", query, got)
+		}
+	}
+	as("DELETE", "/v1/apikeys/"+mine.ID, nil).Want(http.StatusNoContent)
+	as("DELETE", "/v1/apikeys/"+theirs.ID, nil).Want(http.StatusForbidden)
+}
+
+func TestServiceIDsAreMadeByWhomTheAccountLets(t *testing.T) {
+	e := start(t)
+	const plain, creator = "IBMid-PLAIN", "IBMid-CREATOR"
+	e.user(plain, "plain@example.com")
+	e.user(creator, "creator@example.com")
+	e.Grant(creator, "iam-identity", "Service Id Creator")
+	profile := e.profile("p")
+	create := func(who string, body object) *apitest.Response {
+		return e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: with(body, "account_id", e.Owner.AccountID), As: who})
+	}
+	for setting, want := range map[string]int{
+		identity.NotSet: http.StatusForbidden, identity.Restricted: http.StatusForbidden, identity.NotRestricted: http.StatusCreated,
+	} {
+		e.restrict(func(s *identity.Settings) { s.RestrictCreateServiceID = setting })
+		create(plain, object{"name": "s"}).Want(want)
+		create(creator, object{"name": "s"}).Want(http.StatusCreated)
+		create(stranger, object{"name": "s"}).Want(http.StatusForbidden)
+		create(text(profile, "iam_id"), object{"name": "s"}).Want(http.StatusForbidden)
+		create(plain, object{"name": "s", "apikey": object{"name": "k"}}).Want(http.StatusForbidden)
+	}
+	// The other account's openness is not this one's.
+	e.restrict(func(s *identity.Settings) { s.RestrictCreateServiceID = identity.NotRestricted })
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: object{"name": "s", "account_id": e.Owner.AccountID}, As: e.Other.IAMID}).Want(http.StatusForbidden)
+	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: object{"name": "s", "account_id": e.Other.AccountID}, As: plain, Account: e.Other.AccountID}).
+		Want(http.StatusForbidden)
 }

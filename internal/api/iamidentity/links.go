@@ -135,7 +135,7 @@ func (r *routes) createLink(c *api.Call, tx *directory.Tx, b *linkBody, p *ident
 		return api.Reply{}, target, fault.New(fault.Conflict, "conflict", "The trusted profile %s is already linked to this compute resource.", p.ID)
 	}
 	if len(existing) >= identity.MaxLinksPerProfile {
-		return api.Reply{}, target, fault.New(fault.Conflict, "limit_exceeded", "The trusted profile %s has %d links, which is the limit.", p.ID, identity.MaxLinksPerProfile)
+		return api.Reply{}, target, atLimit("The trusted profile %s has %d links, which is the limit.", p.ID, identity.MaxLinksPerProfile)
 	}
 	l := &identity.Link{
 		ID: "Link-" + uuid.NewString(), ProfileID: p.ID, AccountID: p.AccountID, Name: b.Name, CRType: b.CRType,
@@ -143,9 +143,9 @@ func (r *routes) createLink(c *api.Call, tx *directory.Tx, b *linkBody, p *ident
 		ComponentType: b.Link.ComponentType, ComponentName: b.Link.ComponentName, CrossAccount: b.CrossAccount,
 	}
 	r.Directory.Links.Put(tx, l)
-	return api.Reply{
-		Status: http.StatusCreated, Body: viewLink(l), ETag: l.Tag(l.ID), ResponseData: linkChange("link created", l),
-	}, target, nil
+	data := linkChange("link created", l)
+	nearLimit(data, len(existing)+1, identity.MaxLinksPerProfile)
+	return api.Reply{Status: http.StatusCreated, Body: viewLink(l), ETag: l.Tag(l.ID), ResponseData: data}, target, nil
 }
 
 func (r *routes) listLinks(_ *api.Call, p *identity.Profile) (api.Reply, error) {

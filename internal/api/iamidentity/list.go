@@ -18,28 +18,30 @@ const (
 	maxPage     = 100
 )
 
-// filters are the parameters that choose and order the items of a list. They
-// travel in the page token, because clients may send it alone.
-var filters = []string{"account_id", "name", "iam_id", "scope", "type", "sort", "order"}
+// choices are the parameters that choose, order and furnish the items of a
+// list. They travel in the page token, because clients may send it alone.
+var choices = []string{
+	"account_id", "name", "iam_id", "scope", "type", "group_id", "filter", "sort", "order", "include_history", "show_group_id",
+}
+
+// filterable are the attributes that a filter may name.
+var filterable = []string{"name", "description", "id", "iam_id", "created_by"}
 
 // view is one request for a part of a list.
 type view struct {
-	query url.Values // the filters
-	after api.Cursor
-	limit int
-	sort  string
-	desc  bool
+	query   url.Values // the choices
+	after   api.Cursor
+	limit   int
+	sort    string
+	desc    bool
+	filter  predicate
+	history bool
 }
 
 // parseView reads the parameters of a list. Whatever a page token holds is
 // checked like the parameters themselves: its text comes from the client.
 func parseView(c *api.Call, accountRequired bool, sorts ...string) (view, error) {
 	given := c.R.URL.Query()
-	for _, unsupported := range []string{"filter", "group_id"} {
-		if s := given.Get(unsupported); s != "" {
-			return view{}, api.Invalid("The parameter %s is not supported.", unsupported).OnParameter(unsupported, s)
-		}
-	}
 	v := view{query: url.Values{}, limit: defaultPage}
 	source := given
 	if text := given.Get("pagetoken"); text != "" {
@@ -52,7 +54,7 @@ func parseView(c *api.Call, accountRequired bool, sorts ...string) (view, error)
 			v.limit = min(cursor.Limit, maxPage)
 		}
 	}
-	for _, name := range filters {
+	for _, name := range choices {
 		if s := source.Get(name); s != "" {
 			v.query.Set(name, s)
 		}
@@ -74,11 +76,18 @@ func parseView(c *api.Call, accountRequired bool, sorts ...string) (view, error)
 		return view{}, err
 	}
 	order, err := v.oneOf("order", "", "asc", "desc")
+	if err != nil {
+		return view{}, err
+	}
 	v.desc = order == "desc"
+	if v.history, err = readFlag("include_history", v.query.Get("include_history")); err != nil {
+		return view{}, err
+	}
+	v.filter, err = parseFilter(v.query.Get("filter"), filterable...)
 	return v, err
 }
 
-// oneOf returns a filter whose values are an enumeration; "" among them admits
+// oneOf returns a choice whose values are an enumeration; "" among them admits
 // its absence.
 func (v view) oneOf(name string, values ...string) (string, error) {
 	s := v.query.Get(name)
@@ -89,10 +98,24 @@ func (v view) oneOf(name string, values ...string) (string, error) {
 	return s, nil
 }
 
-// named reports whether the list's name filter admits a name.
-func (v view) named(name string) bool {
-	want := v.query.Get("name")
-	return want == "" || want == name
+// admits reports whether the list's name and filter admit an object.
+func (v view) admits(id, iamID, name, description string, m *object.Meta) bool {
+	if want := v.query.Get("name"); want != "" && want != name {
+		return false
+	}
+	return v.filter(func(attribute string) string {
+		switch attribute {
+		case "name":
+			return name
+		case "description":
+			return description
+		case "id":
+			return id
+		case "iam_id":
+			return iamID
+		}
+		return m.CreatedBy
+	})
 }
 
 // sortKey returns the text that an object is ordered by. The id makes it
@@ -115,7 +138,7 @@ func (v view) sortKey(id, name, description string, m *object.Meta) string {
 func timeKey(t time.Time) string { return t.UTC().Format("20060102150405.000000000") }
 
 // list answers with the part of the items that the view asks for.
-func list[T, W any](c *api.Call, v view, path, name string, items []T, key func(T) string, encode func(T) W) api.Reply {
+func list[T, W any](c *api.Call, v view, path, name string, items []T, key func(T) string, encode func(T) (W, error)) (api.Reply, error) {
 	compare := func(a, b string) int {
 		if v.desc {
 			a, b = b, a
@@ -162,8 +185,12 @@ func list[T, W any](c *api.Call, v view, path, name string, items []T, key func(
 	}
 	shown := make([]W, 0, end-start)
 	for _, item := range items[start:end] {
-		shown = append(shown, encode(item))
+		one, err := encode(item)
+		if err != nil {
+			return api.Reply{}, err
+		}
+		shown = append(shown, one)
 	}
 	body[name] = shown
-	return api.Reply{Body: body}
+	return api.Reply{Body: body}, nil
 }

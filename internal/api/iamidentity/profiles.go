@@ -77,6 +77,7 @@ type profileView struct {
 	ModifiedAt  string `json:"modified_at"`
 	IAMID       string `json:"iam_id"`
 	AccountID   string `json:"account_id"`
+	extras
 }
 
 func (r *routes) profileView(p *identity.Profile) profileView {
@@ -113,8 +114,11 @@ func (r *routes) loadProfile(c *api.Call) (*identity.Profile, api.Target, error)
 	return p, r.profileTarget(c, p), nil
 }
 
-func (r *routes) showProfile(_ *api.Call, p *identity.Profile) (api.Reply, error) {
-	return r.profileReply(p, 0), nil
+func (r *routes) showProfile(c *api.Call, p *identity.Profile) (api.Reply, error) {
+	v := r.profileView(p)
+	var err error
+	v.extras, err = r.extras(c, v.CRN, directory.UserKey(c.Account(), v.IAMID), &p.Meta)
+	return api.Reply{Body: v, ETag: v.EntityTag}, err
 }
 
 func (r *routes) newProfile(c *api.Call, b *profileBody) (*identity.Profile, api.Target, error) {
@@ -135,9 +139,14 @@ func (r *routes) newProfile(c *api.Call, b *profileBody) (*identity.Profile, api
 }
 
 func (r *routes) createProfile(c *api.Call, tx *directory.Tx, _ *profileBody, p *identity.Profile) (api.Reply, api.Target, error) {
+	n := r.Directory.ProfilesByAccount.Len(p.AccountID)
+	if n >= maxProfiles {
+		return api.Reply{}, r.profileTarget(c, p), atLimit("The account has %d trusted profiles, which is the limit.", n)
+	}
 	r.Directory.Profiles.Put(tx, p)
 	reply := r.profileReply(p, http.StatusCreated)
 	reply.ResponseData = map[string]any{"profile_id": p.ID, "iam_id": crn.IAMID(p.ID)}
+	nearLimit(reply.ResponseData, n+1, maxProfiles)
 	return reply, r.profileTarget(c, p), nil
 }
 
@@ -148,12 +157,20 @@ func (r *routes) listProfiles(c *api.Call, may func(map[string]string) bool) (ap
 	}
 	var seen []*identity.Profile
 	for _, p := range r.Directory.ProfilesByAccount.Get(c.Account()) {
-		if v.named(p.Name) && may(profileResource(c, p.ID)) {
+		if v.admits(p.ID, crn.IAMID(p.ID), p.Name, p.Description, &p.Meta) && may(profileResource(c, p.ID)) {
 			seen = append(seen, p)
 		}
 	}
 	key := func(p *identity.Profile) string { return v.sortKey(p.ID, p.Name, p.Description, &p.Meta) }
-	return list(c, v, "/v1/profiles", "profiles", seen, key, r.profileView), nil
+	return list(c, v, "/v1/profiles", "profiles", seen, key, func(p *identity.Profile) (profileView, error) {
+		one := r.profileView(p)
+		if !v.history {
+			return one, nil
+		}
+		var err error
+		one.History, err = r.history(c, one.CRN, &p.Meta)
+		return one, err
+	})
 }
 
 func (r *routes) changedProfile(c *api.Call, b *profileBody) (*identity.Profile, api.Target, error) {

@@ -10,7 +10,6 @@ import (
 
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/directory"
-	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/identity"
 )
 
@@ -173,15 +172,16 @@ func (r *routes) newRule(c *api.Call, b *ruleBody) (*identity.Profile, api.Targe
 
 func (r *routes) createRule(c *api.Call, tx *directory.Tx, b *ruleBody, p *identity.Profile) (api.Reply, api.Target, error) {
 	target := r.profileTarget(c, p)
-	if r.Directory.RulesByProfile.Len(p.ID) >= identity.MaxRulesPerProfile {
-		return api.Reply{}, target, fault.New(fault.Conflict, "limit_exceeded", "The trusted profile %s has %d claim rules, which is the limit.", p.ID, identity.MaxRulesPerProfile)
+	n := r.Directory.RulesByProfile.Len(p.ID)
+	if n >= identity.MaxRulesPerProfile {
+		return api.Reply{}, target, atLimit("The trusted profile %s has %d claim rules, which is the limit.", p.ID, identity.MaxRulesPerProfile)
 	}
 	rule := &identity.ClaimRule{ID: "ClaimRule-" + uuid.NewString(), ProfileID: p.ID, AccountID: p.AccountID}
 	b.apply(rule)
 	r.Directory.Rules.Put(tx, rule)
-	return api.Reply{
-		Status: http.StatusCreated, Body: viewRule(rule), ETag: rule.Tag(rule.ID), ResponseData: ruleChange("rule created", rule),
-	}, target, nil
+	data := ruleChange("rule created", rule)
+	nearLimit(data, n+1, identity.MaxRulesPerProfile)
+	return api.Reply{Status: http.StatusCreated, Body: viewRule(rule), ETag: rule.Tag(rule.ID), ResponseData: data}, target, nil
 }
 
 func (r *routes) listRules(_ *api.Call, p *identity.Profile) (api.Reply, error) {

@@ -23,6 +23,9 @@ const (
 	serviceIDUpdated = "iam-identity.account-serviceid.update"
 )
 
+// showGroupID is the parameter that lets an answer tell the group.
+const showGroupID = "show_group_id"
+
 // maxInstances bounds unique_instance_crns; the bound is ours.
 const maxInstances = 100
 
@@ -56,9 +59,6 @@ func (b *serviceIDBody) check() error {
 	if err := checkOptional(b.Name, b.Description); err != nil {
 		return err
 	}
-	if b.GroupID != "" {
-		return api.Invalid("group_id is not supported: there are no service ID groups.").On("group_id")
-	}
 	if b.Instances == nil {
 		return nil
 	}
@@ -88,18 +88,24 @@ type serviceIDView struct {
 	CreatedAt   string   `json:"created_at"`
 	ModifiedAt  string   `json:"modified_at"`
 	AccountID   string   `json:"account_id"`
+	GroupID     string   `json:"group_id,omitempty"` // with show_group_id only
 	Name        string   `json:"name"`
 	Description string   `json:"description,omitempty"`
 	Instances   []string `json:"unique_instance_crns,omitempty"`
 	APIKey      *keyView `json:"apikey,omitempty"` // with its value, on create only
+	extras
 }
 
-func (r *routes) serviceIDView(s *identity.ServiceID) serviceIDView {
-	return serviceIDView{
+func (r *routes) serviceIDView(s *identity.ServiceID, showGroup bool) serviceIDView {
+	v := serviceIDView{
 		ID: s.ID, IAMID: crn.IAMID(s.ID), EntityTag: s.Tag(s.ID), CRN: r.serviceIDCRN(s), Locked: s.Locked,
 		CreatedAt: stamp(s.CreatedAt), ModifiedAt: stamp(s.ModifiedAt), AccountID: s.AccountID,
 		Name: s.Name, Description: s.Description, Instances: s.Instances,
 	}
+	if showGroup {
+		v.GroupID = s.GroupID
+	}
+	return v
 }
 
 func (r *routes) serviceIDCRN(s *identity.ServiceID) string {
@@ -123,12 +129,21 @@ func (r *routes) loadServiceID(c *api.Call) (*identity.ServiceID, api.Target, er
 	return s, r.serviceIDTarget(c, s), nil
 }
 
-func (r *routes) showServiceID(_ *api.Call, s *identity.ServiceID) (api.Reply, error) {
-	return api.Reply{Body: r.serviceIDView(s), ETag: s.Tag(s.ID)}, nil
+func (r *routes) showServiceID(c *api.Call, s *identity.ServiceID) (api.Reply, error) {
+	showGroup, err := flag(c, showGroupID)
+	if err != nil {
+		return api.Reply{}, err
+	}
+	v := r.serviceIDView(s, showGroup)
+	v.extras, err = r.extras(c, v.CRN, directory.UserKey(c.Account(), v.IAMID), &s.Meta)
+	return api.Reply{Body: v, ETag: v.EntityTag}, err
 }
 
 func (r *routes) newServiceID(c *api.Call, b *serviceIDBody) (*identity.ServiceID, api.Target, error) {
 	target := api.Target{Resource: serviceIDResource(c, ""), TypeURI: "iam-identity/account-serviceid"}
+	// Unless the account opens it to its users, this needs the action: so it is
+	// where nothing is set, too.
+	target.Owner = r.openTo(c, r.Directory.SettingsOf(c.Account()).RestrictCreateServiceID == identity.NotRestricted)
 	if b.Name == nil {
 		b.Name = new(string)
 	}
@@ -137,14 +152,26 @@ func (r *routes) newServiceID(c *api.Call, b *serviceIDBody) (*identity.ServiceI
 	}
 	target.Name = *b.Name
 	if b.APIKey != nil {
-		if err := b.APIKey.check(r.Now()); err != nil {
+		err := b.APIKey.check(r.Now())
+		if err == nil {
+			err = b.APIKey.checkHolder(keysOfServiceIDs)
+		}
+		if err != nil {
 			return nil, target, err
 		}
+	}
+	if _, err := flag(c, showGroupID); err != nil {
+		return nil, target, err
 	}
 	if err := checkAccount(c, b.AccountID); err != nil {
 		return nil, target, err
 	}
-	s := &identity.ServiceID{ID: crn.ServiceIDPrefix + uuid.NewString(), AccountID: b.AccountID, Locked: headerTrue(c, "Entity-Lock")}
+	if b.GroupID != "" {
+		if g, ok := r.Directory.ServiceIDGroups.Get(b.GroupID); !ok || g.AccountID != c.Account() {
+			return nil, target, api.NotFound("service ID group", b.GroupID)
+		}
+	}
+	s := &identity.ServiceID{ID: crn.ServiceIDPrefix + uuid.NewString(), AccountID: b.AccountID, GroupID: b.GroupID, Locked: headerTrue(c, "Entity-Lock")}
 	b.apply(s)
 	return s, target, nil
 }
@@ -153,15 +180,24 @@ func (r *routes) newServiceID(c *api.Call, b *serviceIDBody) (*identity.ServiceI
 // for which the caller needs the right to create keys as well.
 func (r *routes) createServiceID(c *api.Call, tx *directory.Tx, b *serviceIDBody, s *identity.ServiceID) (api.Reply, api.Target, error) {
 	target := r.serviceIDTarget(c, s)
-	data := map[string]any{"serviceid": s.ID, "iam_id": crn.IAMID(s.ID), "lock": s.Locked}
+	n := r.Directory.ServiceIDsByAccount.Len(s.AccountID)
+	if n >= maxServiceIDs {
+		return api.Reply{}, target, atLimit("The account has %d service IDs, which is the limit.", n)
+	}
+	data := map[string]any{"serviceid": s.ID, "iam_id": crn.IAMID(s.ID), "lock": s.Locked, "group_id": s.GroupID}
+	nearLimit(data, n+1, maxServiceIDs)
+	showGroup, err := flag(c, showGroupID)
+	if err != nil {
+		return api.Reply{}, target, err
+	}
 	r.Directory.ServiceIDs.Put(tx, s)
-	body := r.serviceIDView(s)
+	body := r.serviceIDView(s, showGroup)
 	if b.APIKey != nil {
 		if err := c.Authorize(keysOfServiceIDs.create, target.Resource); err != nil {
 			return api.Reply{}, target, err
 		}
 		key := b.APIKey.key(s.AccountID, crn.IAMID(s.ID))
-		secret, err := r.putNewKey(tx, key, b.APIKey.APIKey)
+		secret, err := r.putNewKey(tx, key, b.APIKey)
 		if err != nil {
 			return api.Reply{}, target, err
 		}
@@ -173,19 +209,31 @@ func (r *routes) createServiceID(c *api.Call, tx *directory.Tx, b *serviceIDBody
 	return api.Reply{Status: http.StatusCreated, Body: body, ETag: s.Tag(s.ID), ResponseData: data}, target, nil
 }
 
+// listServiceIDs shows the service IDs of one group or, without a group_id, of
+// all of them and of none: nobody overlooks an identity because of its group.
 func (r *routes) listServiceIDs(c *api.Call, may func(map[string]string) bool) (api.Reply, error) {
 	v, err := parseView(c, true, "name", "description", "created_at", "modified_at")
 	if err != nil {
 		return api.Reply{}, err
 	}
-	var seen []*identity.ServiceID
-	for _, s := range r.Directory.ServiceIDsByAccount.Get(c.Account()) {
-		if v.named(s.Name) && may(serviceIDResource(c, s.ID)) {
-			seen = append(seen, s)
-		}
+	showGroup, err := readFlag(showGroupID, v.query.Get(showGroupID))
+	if err != nil {
+		return api.Reply{}, err
 	}
+	group := v.query.Get("group_id")
+	seen := slices.DeleteFunc(r.Directory.ServiceIDsByAccount.Get(c.Account()), func(s *identity.ServiceID) bool {
+		return group != "" && s.GroupID != group || !v.admits(s.ID, crn.IAMID(s.ID), s.Name, s.Description, &s.Meta) || !may(serviceIDResource(c, s.ID))
+	})
 	key := func(s *identity.ServiceID) string { return v.sortKey(s.ID, s.Name, s.Description, &s.Meta) }
-	return list(c, v, "/v1/serviceids", "serviceids", seen, key, r.serviceIDView), nil
+	return list(c, v, "/v1/serviceids", "serviceids", seen, key, func(s *identity.ServiceID) (serviceIDView, error) {
+		one := r.serviceIDView(s, showGroup)
+		if !v.history {
+			return one, nil
+		}
+		var err error
+		one.History, err = r.history(c, one.CRN, &s.Meta)
+		return one, err
+	})
 }
 
 func (r *routes) changedServiceID(c *api.Call, b *serviceIDBody) (*identity.ServiceID, api.Target, error) {
@@ -203,11 +251,15 @@ func (r *routes) updateServiceID(c *api.Call, tx *directory.Tx, b *serviceIDBody
 	if old.Locked {
 		return api.Reply{}, target, locked("service ID", old.ID)
 	}
+	showGroup, err := flag(c, showGroupID)
+	if err != nil {
+		return api.Reply{}, target, err
+	}
 	s := *old
 	b.apply(&s)
 	r.Directory.ServiceIDs.Put(tx, &s)
 	return api.Reply{
-		Body: r.serviceIDView(&s), ETag: s.Tag(s.ID),
+		Body: r.serviceIDView(&s, showGroup), ETag: s.Tag(s.ID),
 		ResponseData: map[string]any{"instance_name": s.Name, "prev_instance_name": old.Name, "description": s.Description, "unique_instance_crns": s.Instances},
 	}, r.serviceIDTarget(c, &s), nil
 }

@@ -32,6 +32,9 @@ type View interface {
 	// AuthorizationsOn returns the active authorizations in an account whose
 	// target is the service, or no single service.
 	AuthorizationsOn(accountID, service string) []*Policy
+	// Interaction returns how an account treats identities of other accounts,
+	// or nil when it has not said.
+	Interaction(accountID string) *Settings
 	// Catalog returns the services and roles that an account knows.
 	Catalog(accountID string) *Catalog
 }
@@ -47,6 +50,7 @@ type Decision struct {
 	candidates int
 	nearest    *Policy
 	mismatch   Attribute
+	keptOut    bool // by the account's settings
 }
 
 // stage is how far the best policy came; each stage is one named check.
@@ -76,6 +80,10 @@ func Decide(v View, q Request) Decision {
 	account := q.Resource[AccountID]
 	source, service := sourceOf(q.Subject)
 	if q.AccountID == "" || account == "" || account != q.AccountID && !service {
+		return d
+	}
+	if service && !letsIn(v, account, source[AccountID]) {
+		d.keptOut = true
 		return d
 	}
 	d.stage = stageSubject
@@ -148,6 +156,9 @@ func holding(v View, q Request) []*Policy {
 	}
 	var out []*Policy
 	if service {
+		if !letsIn(v, account, source[AccountID]) {
+			return nil
+		}
 		out = authorizationsFor(v, source, account, q)
 	}
 	if account == q.AccountID {
@@ -194,6 +205,15 @@ func sourceOf(subject string) (map[string]string, bool) {
 		return nil, false
 	}
 	return AttributesOf(c), true
+}
+
+// letsIn reports whether an account's settings let in services of another one.
+func letsIn(v View, account, other string) bool {
+	if other == account {
+		return true
+	}
+	admitted, _ := v.Interaction(account).Admits(ExternalService, other)
+	return admitted
 }
 
 // authorizationsFor returns the authorizations whose subject describes the
@@ -301,7 +321,11 @@ func (d Decision) Explain() activity.Trace {
 			t.Skip(name)
 		}
 	}
-	step(stageAccount, "account", q.AccountID, q.Resource[AccountID], "use a token of the account that owns the resource")
+	wanted, hint := q.AccountID, "use a token of the account that owns the resource"
+	if d.keptOut {
+		wanted, hint = "a service whose account is let in", "add the service's account to the access management settings of account "+q.Resource[AccountID]
+	}
+	step(stageAccount, "account", wanted, q.Resource[AccountID], hint)
 
 	found := fmt.Sprintf("policies about %s: %d", orAll(q.Resource[ServiceName]), d.candidates)
 	step(stageSubject, "policy-subject", "a policy for "+strings.Join(d.subjects, " or ")+" on "+describe(q.Resource), found,

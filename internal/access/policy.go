@@ -394,6 +394,35 @@ type Settings struct {
 	External  map[string]ExternalAccess `json:"external"`
 }
 
+// Identity types of the settings.
+const (
+	ExternalUser      = "user"
+	ExternalServiceID = "service_id"
+	ExternalService   = "service"
+)
+
+// States of a setting: everybody is let in, only the accounts that are listed,
+// or everybody with an event for those that are not listed.
+const (
+	ExternalEnabled = "enabled"
+	ExternalLimited = "limited"
+	ExternalMonitor = "monitor"
+)
+
+// Admits reports whether an identity of another account is let in, and whether
+// the settings list its account. Without settings everybody is.
+func (s *Settings) Admits(identityType, account string) (admitted, listed bool) {
+	if s == nil {
+		return true, true
+	}
+	x, ok := s.External[identityType]
+	if !ok || x.State == "" || x.State == ExternalEnabled {
+		return true, true
+	}
+	listed = slices.Contains(x.Allowed, account)
+	return listed || x.State == ExternalMonitor, listed
+}
+
 // ExternalAccess says how identities of other accounts are treated.
 type ExternalAccess struct {
 	State   string   `json:"state"` // enabled, limited or monitor

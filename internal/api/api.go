@@ -340,6 +340,21 @@ func (c *Call) RecordDecision(q access.Request, d access.Decision) error {
 	return c.Journal.Record(c.R.Context(), e)
 }
 
+// RecordDisclosure writes the events of an answer that gives out the secrets of
+// some objects. They must be durable before the answer leaves.
+func (c *Call) RecordDisclosure(action string, of ...Target) error {
+	if len(of) == 0 {
+		return nil
+	}
+	events := make([]*activity.Event, len(of))
+	for i, t := range of {
+		events[i] = c.event(action, t)
+		events[i].Severity = activity.Critical
+		events[i].SetReason(http.StatusOK, "")
+	}
+	return c.Journal.Record(c.R.Context(), events...)
+}
+
 // actionEvaluated is the event of a decision
 // (reference/access-and-audit.md section 6.6 shows its like).
 const actionEvaluated = "iam-access-management.authorization.eval"

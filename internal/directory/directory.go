@@ -298,6 +298,12 @@ func (d *Directory) AuthorizationsOn(accountID, service string) []*access.Policy
 	return out
 }
 
+// Interaction implements [access.View].
+func (d *Directory) Interaction(accountID string) *access.Settings {
+	s, _ := d.AccessSettings.Get(accountID)
+	return s
+}
+
 // SettingsOf returns an account's identity settings, or the default ones.
 func (d *Directory) SettingsOf(accountID string) *identity.Settings {
 	if s, ok := d.Settings.Get(accountID); ok {
@@ -499,7 +505,9 @@ func (d *Directory) ClustersOf(issuer string) []*cluster.Cluster {
 }
 
 // ProvidersOf returns the identity providers registered with an issuer.
-func (d *Directory) ProvidersOf(issuer string) []*identity.Provider { return d.ProvidersByIssuer.Get(issuer) }
+func (d *Directory) ProvidersOf(issuer string) []*identity.Provider {
+	return d.ProvidersByIssuer.Get(issuer)
+}
 
 // HostOfKey returns the host that signs with a key id.
 func (d *Directory) HostOfKey(keyID string) (*cluster.Host, bool) { return d.HostsByKey.One(keyID) }

@@ -3,14 +3,17 @@ package grant
 import (
 	"context"
 	"crypto/subtle"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
+	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
@@ -189,6 +192,9 @@ func (s *Service) Assume(ctx context.Context, o Origin, r AssumeRequest) (Answer
 		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile not eligible.").
 			WithDetail("The identity '%s' is not permitted to assume the indicated trusted profile; profile ID '%s'", c.IAMID, crn.IAMID(p.ID)))
 	}
+	if f := a.letIn(c, p.AccountID); f != nil {
+		return Answer{}, a.refuse(ctx, f)
+	}
 	a.trace.Pass(CheckTrust, "an identity entry for "+c.IAMID, describeIdentities(p))
 
 	source := a.event.Initiator
@@ -201,6 +207,44 @@ func (s *Service) Assume(ctx context.Context, o Origin, r AssumeRequest) (Answer
 		Account: token.Account{BSS: p.AccountID},
 		ACR:     c.ACR, AMR: c.AMR, KeyID: c.KeyID,
 	}, time.Unix(c.Expires, 0).Sub(s.cfg.Now()))
+}
+
+// letIn holds an identity of another account to the settings of the account
+// that it wants to act in. An identity whose account the settings do not list
+// leaves an event, whether it is kept out or only watched
+// (reference/access-and-audit.md sections 1.10 and 6.2).
+func (a *attempt) letIn(c *token.Claims, account string) *fault.Error {
+	if c.Account.BSS == account {
+		return nil
+	}
+	typ := access.ExternalUser
+	if c.SubType == token.SubServiceID {
+		typ = access.ExternalServiceID
+	}
+	admitted, listed := a.svc.cfg.Directory.Interaction(account).Admits(typ, c.Account.BSS)
+	if listed {
+		return nil
+	}
+	decision := "Permit"
+	if !admitted {
+		decision = "Deny"
+	}
+	e := a.event
+	e.ID, e.Action = uuid.NewString(), "iam-access-management.account-settings.eval"
+	e.Message, e.Severity = "IAM Access Management: eval account-settings "+typ, activity.Warning
+	e.Target = activity.Target{
+		ID:   a.svc.cfg.Names.Of("iam-access-management", "", account, "", "settings", "access_management").String(),
+		Name: "access_management", TypeURI: "iam-access-management/account-settings",
+	}
+	e.LogSourceCRN = a.svc.cfg.Names.Of("iam-access-management", "global", account, "", "", "").String()
+	e.ResponseData = json.RawMessage(`{"isEnforced":` + strconv.FormatBool(!admitted) + `,"decision":"` + decision + `"}`)
+	a.with = append(a.with, &e)
+	if admitted {
+		return nil
+	}
+	a.trace.Fail(CheckTrust, "an identity of an account that is let in", c.Account.BSS, "add the account to the access management settings, or have an identity of this account assume the profile")
+	return fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile not eligible.").
+		WithDetail("The settings of the profile's account do not let in identities of account %s.", c.Account.BSS)
 }
 
 // trusts reports whether one of the profile's identities is the caller. A

@@ -1,12 +1,13 @@
 package authzen
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
+	"strings"
 
 	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/api"
-	"tabard.dev/tabard/internal/crn"
 )
 
 // The older interface (reference/access-and-audit.md section 3.1): an array of
@@ -37,23 +38,26 @@ func (l legacyQuestion) question() (question, error) {
 				BSS string `json:"bss"`
 			} `json:"account"`
 		}
-		b, err := base64.RawURLEncoding.DecodeString(l.Subject.AccessTokenBody)
+		b, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(l.Subject.AccessTokenBody, "="))
 		if err != nil || json.Unmarshal(b, &claims) != nil || claims.IAMID == "" {
 			return question{}, api.Invalid("subject.accessTokenBody must be the middle part of an access token.").On("subject")
 		}
-		if id != "" && id != claims.IAMID {
-			return question{}, api.Invalid("The subject has the id %q in one place and %q in another.", id, claims.IAMID).On("subject")
+		for _, said := range []struct{ name, attribute, token string }{{"id", id, claims.IAMID}, {"account", account, claims.Account.BSS}} {
+			if said.attribute != "" && said.token != "" && said.attribute != said.token {
+				return question{}, api.Invalid("The subject's %s is %.100q in its attributes and %.100q in its token.", said.name, said.attribute, said.token).On("subject")
+			}
 		}
-		id, account = claims.IAMID, claims.Account.BSS
+		id, account = claims.IAMID, cmp.Or(claims.Account.BSS, account)
 	}
 	q := question{
-		Subject: &entity{ID: id, Properties: map[string]any{access.AccountID: account}},
-		Action:  &action{Name: l.Action}, Resource: &entity{ID: l.Resource.CRN, Properties: map[string]any{}},
+		Subject: &entity{ID: &id, Properties: map[string]any{}},
+		Action:  &action{Name: l.Action}, Resource: &entity{ID: &l.Resource.CRN, Properties: map[string]any{}},
 	}
-	if l.Resource.CRN != "" {
-		if _, err := crn.Parse(l.Resource.CRN); err != nil {
-			return question{}, api.Invalid("resource.crn %q is not a CRN.", l.Resource.CRN).On("resource")
-		}
+	if account != "" {
+		q.Subject.Properties[access.AccountID] = account
+	}
+	if l.Resource.CRN != "" && !strings.HasPrefix(l.Resource.CRN, "crn:") {
+		return question{}, api.Invalid("resource.crn %.100q is not a CRN.", l.Resource.CRN).On("resource")
 	}
 	for name, value := range l.Resource.Attributes {
 		q.Resource.Properties[name] = value
@@ -105,7 +109,7 @@ func (h *handler) authz(c *api.Call, questions *[]legacyQuestion) (api.Reply, er
 		}
 		out = append(out, legacyAnswer{Status: "200", RequestID: l.RequestID, Decision: &legacyDecision{
 			Permitted: a.Decision, Reason: a.Context.Reason,
-			Obligation: obligation{Actions: actions, MaxAge: MaxAge, Subject: legacyAttributes{map[string]string{"id": q.Subject.ID}}},
+			Obligation: obligation{Actions: actions, MaxAge: MaxAge, Subject: legacyAttributes{map[string]string{"id": q.Subject.id()}}},
 		}})
 	}
 	return api.Reply{Body: map[string]any{"responses": out}}, nil
@@ -137,7 +141,7 @@ func (h *handler) authzRoles(c *api.Call, questions *[]legacyQuestion) (api.Repl
 	catalog := c.Directory.Catalog(c.Account())
 	out := []legacyRoles{}
 	for _, l := range *questions {
-		l.Action = "any"
+		l.Action = anyAction
 		q, err := l.question()
 		if err != nil {
 			return api.Reply{}, err

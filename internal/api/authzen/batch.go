@@ -4,12 +4,13 @@ import (
 	"encoding/json"
 	"net/http"
 
+	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/grant"
 )
 
-// Semantics of a batch (AuthZEN section 7.1.2).
+// Semantics of a batch (reference/access-and-audit.md section 3.2).
 const (
 	executeAll  = "execute_all"
 	firstDeny   = "deny_on_first_deny"
@@ -40,12 +41,11 @@ func (h *handler) evaluations(c *api.Call, b *batch) (api.Reply, error) {
 	}
 	out := []answer{}
 	for _, q := range b.Evaluations {
-		a, err := h.decide(c, q.over(b.question))
+		a, err := h.evaluate(c, q.over(b.question))
 		if err != nil {
-			a, err = failed(err)
-		}
-		if err != nil {
-			return api.Reply{}, err
+			if a, err = h.failed(c, q.over(b.question), err); err != nil {
+				return api.Reply{}, err
+			}
 		}
 		out = append(out, a)
 		if b.Options.Semantic == firstDeny && !a.Decision || b.Options.Semantic == firstPermit && a.Decision {
@@ -70,29 +70,49 @@ func (q question) over(defaults question) question {
 }
 
 // failed turns the fault of one question into its answer, which is a denial.
+// One that the caller may not ask is recorded as it is when it is asked alone.
 // A server that cannot answer now says so for the whole batch.
-func failed(err error) (answer, error) {
+func (h *handler) failed(c *api.Call, q question, err error) (answer, error) {
 	f := fault.Of(err)
-	if f.Kind == fault.Unavailable || f.Kind == fault.Internal {
+	switch f.Kind {
+	case fault.Unavailable, fault.Internal:
 		return answer{}, err
+	case fault.Denied:
+		if err := h.recordRefusedAsker(c, q); err != nil {
+			return answer{}, err
+		}
 	}
-	return answer{Context: &context{MaxAge: MaxAge, Error: &problem{Status: grant.StatusOf(f.Kind), Message: f.Message}}}, nil
+	return answer{Context: &details{
+		MaxAge: MaxAge, TransactionID: api.TransactionID(c.R.Context()),
+		Error: &problem{Status: grant.StatusOf(f.Kind), Message: f.Message},
+	}}, nil
 }
 
-// configuration serves the metadata of the decision point (AuthZEN section 9).
-func configuration(url string) http.HandlerFunc {
+func (h *handler) recordRefusedAsker(c *api.Call, q question) error {
+	request, err := h.request(c, q)
+	if err != nil {
+		return err
+	}
+	asked := access.Request{
+		Subject: c.Caller.IAMID, AccountID: c.Account(), Action: access.ActionDecide, Resource: request.Resource, Time: c.Now(),
+	}
+	return c.RecordDecision(asked, access.Decide(c.Directory, asked))
+}
+
+// configuration serves the metadata of the decision point
+// (reference/access-and-audit.md section 3.2).
+func configuration(cfg *api.Config) http.HandlerFunc {
 	doc, err := json.Marshal(map[string]string{
-		"policy_decision_point":       url,
-		"access_evaluation_endpoint":  url + "/access/v1/evaluation",
-		"access_evaluations_endpoint": url + "/access/v1/evaluations",
-		"search_subject_endpoint":     url + "/access/v1/search/subject",
-		"search_action_endpoint":      url + "/access/v1/search/action",
+		"policy_decision_point":       cfg.URL,
+		"access_evaluation_endpoint":  cfg.URL + "/access/v1/evaluation",
+		"access_evaluations_endpoint": cfg.URL + "/access/v1/evaluations",
+		"search_subject_endpoint":     cfg.URL + "/access/v1/search/subject",
+		"search_action_endpoint":      cfg.URL + "/access/v1/search/action",
 	})
+	if err != nil {
+		panic(err) // a map of strings always encodes
+	}
 	return func(w http.ResponseWriter, _ *http.Request) {
-		if err != nil {
-			w.WriteHeader(http.StatusInternalServerError)
-			return
-		}
 		w.Header().Set("Content-Type", "application/json")
 		// The client may be gone; there is nobody left to tell.
 		_, _ = w.Write(doc)

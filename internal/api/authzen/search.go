@@ -2,9 +2,9 @@ package authzen
 
 import (
 	"cmp"
+	"encoding/base64"
 	"maps"
 	"slices"
-	"strconv"
 
 	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/api"
@@ -35,9 +35,18 @@ type page struct {
 	Total int    `json:"total"`
 }
 
+// anyAction stands where a question must name an action and none is asked for.
+const anyAction = "any"
+
 // searchAction lists what a subject may do on a resource.
 func (h *handler) searchAction(c *api.Call, s *search) (api.Reply, error) {
-	s.Action = &action{Name: "any"} // the thing searched for has no name
+	if s.Subject == nil || s.Subject.Type == "" || s.Resource == nil {
+		return api.Reply{}, api.Invalid("A search for actions needs subject, with its type, and resource.")
+	}
+	if err := s.Resource.complete(); err != nil {
+		return api.Reply{}, err
+	}
+	s.Action = &action{Name: anyAction}
 	request, err := h.request(c, s.question)
 	if err != nil {
 		return api.Reply{}, err
@@ -45,13 +54,11 @@ func (h *handler) searchAction(c *api.Call, s *search) (api.Reply, error) {
 	if err := mayAsk(c, request.Resource); err != nil {
 		return api.Reply{}, err
 	}
-	var found []any
+	var found []string
 	if h.live(c, s.Subject, request) == nil {
-		for _, name := range access.Permitted(c.Directory, request) {
-			found = append(found, action{Name: name})
-		}
+		found = access.Permitted(c.Directory, request)
 	}
-	return s.paged(found)
+	return s.paged(found, func(name string) any { return action{Name: name} })
 }
 
 type foundSubject struct {
@@ -60,24 +67,27 @@ type foundSubject struct {
 }
 
 // searchSubject lists who may do an action on a resource, of the type that the
-// question names. It walks the policies of the service, not those of every
-// identity.
+// question names. It looks at the account's policies one by one, so it is for
+// people who ask and not for the path of a request.
 func (h *handler) searchSubject(c *api.Call, s *search) (api.Reply, error) {
 	kind, ok := crn.KindUnknown, false
 	if s.Subject != nil {
-		kind, ok = subjectTypes[s.Subject.Type]
+		kind, ok = subjectTypes[s.Subject.Type] // an id is ignored, as AuthZEN demands
 	}
-	if !ok || s.Subject.ID != "" || s.Action == nil || s.Resource == nil {
-		return api.Reply{}, api.Invalid("A search for subjects needs subject.type (user, service_id, profile or crn) without an id, action and resource.")
+	if !ok || s.Action == nil || s.Action.Name == "" || s.Resource == nil {
+		return api.Reply{}, api.Invalid("A search for subjects needs subject.type (user, service_id, profile or crn), action.name and resource.")
 	}
-	resource, err := attributes(c, *s.Resource)
+	if err := s.Resource.complete(); err != nil {
+		return api.Reply{}, err
+	}
+	resource, tags, err := attributes(c, *s.Resource)
 	if err != nil {
 		return api.Reply{}, err
 	}
 	if err := mayAsk(c, resource); err != nil {
 		return api.Reply{}, err
 	}
-	q := access.Request{AccountID: c.Account(), Action: s.Action.Name, Resource: resource, Time: c.Now(), Tags: list(s.Resource.Properties["tags"])}
+	q := access.Request{AccountID: c.Account(), Action: s.Action.Name, Resource: resource, Time: c.Now(), Tags: tags}
 	ids := map[string]bool{}
 	catalog := c.Directory.Catalog(c.Account())
 	for _, p := range c.Directory.PoliciesByAccount.Get(c.Account()) {
@@ -90,11 +100,7 @@ func (h *handler) searchSubject(c *api.Call, s *search) (api.Reply, error) {
 			}
 		}
 	}
-	var found []any
-	for _, id := range slices.Sorted(maps.Keys(ids)) {
-		found = append(found, foundSubject{Type: s.Subject.Type, ID: id})
-	}
-	return s.paged(found)
+	return s.paged(slices.Sorted(maps.Keys(ids)), func(id string) any { return foundSubject{Type: s.Subject.Type, ID: id} })
 }
 
 // members returns the IAM IDs that a policy's subject stands for.
@@ -135,23 +141,29 @@ func everybody(d *directory.Directory, account string) []string {
 	return ids
 }
 
-func (s *search) paged(found []any) (api.Reply, error) {
+// paged answers with one page of what was found, which is sorted. A page token
+// is the last entry of the page before, so that nothing is left out or told
+// twice when access changes between two pages.
+func (s *search) paged(found []string, show func(string) any) (api.Reply, error) {
 	limit := cmp.Or(s.Page.Limit, maxResults)
-	start := 0
-	if s.Page.Token != "" {
-		var err error
-		if start, err = strconv.Atoi(s.Page.Token); err != nil || start < 0 {
-			return api.Reply{}, fault.New(fault.Invalid, "invalid_parameter", "page.token is not one that this server gave out.").On("page")
-		}
+	if limit < 0 {
+		return api.Reply{}, api.Invalid("page.limit must not be negative.").On("page")
 	}
-	if limit < 1 || limit > maxResults {
-		return api.Reply{}, api.Invalid("page.limit must be a number from 1 to %d.", maxResults).On("page")
+	last, err := base64.RawURLEncoding.DecodeString(s.Page.Token)
+	if err != nil {
+		return api.Reply{}, fault.New(fault.Invalid, "invalid_parameter", "page.token is not one that this server gave out.").On("page")
 	}
-	start = min(start, len(found))
-	end := min(start+limit, len(found))
-	out := results{Results: slices.Concat([]any{}, found[start:end]), Page: page{Count: end - start, Total: len(found)}}
+	start, at := slices.BinarySearch(found, string(last))
+	if at {
+		start++
+	}
+	end := min(start+min(limit, maxResults), len(found))
+	out := results{Results: []any{}, Page: page{Count: end - start, Total: len(found)}}
+	for _, name := range found[start:end] {
+		out.Results = append(out.Results, show(name))
+	}
 	if end < len(found) {
-		out.Page.Next = strconv.Itoa(end)
+		out.Page.Next = base64.RawURLEncoding.EncodeToString([]byte(found[end-1]))
 	}
 	return api.Reply{Body: out}, nil
 }

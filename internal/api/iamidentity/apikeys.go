@@ -3,6 +3,7 @@ package iamidentity
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -261,12 +262,18 @@ func (r *routes) putNewKey(tx *directory.Tx, k *identity.APIKey, b *keyBody) (st
 func sealLabel(keyID string) string { return "API key " + keyID }
 
 // storedValue returns the value of a key that was asked to be stored, else "".
-func (r *routes) storedValue(k *identity.APIKey) (string, error) {
-	if len(k.Sealed) == 0 {
+// To see it is to become the service ID, so it is shown to those who could make
+// a key of it themselves, and every time stands in the activity log.
+func (r *routes) storedValue(c *api.Call, k *identity.APIKey) (string, error) {
+	target := r.keyTarget(c, k)
+	if len(k.Sealed) == 0 || !c.May(keysOfServiceIDs.create, target.Resource) {
 		return "", nil
 	}
 	secret, err := r.sealer.Open(k.Sealed, sealLabel(k.ID))
-	return string(secret), err
+	if err != nil {
+		return "", fmt.Errorf("open the stored value of %s: %w", k.ID, err)
+	}
+	return string(secret), c.RecordDisclosure("iam-identity.serviceid-apikey.read", target)
 }
 
 type keyView struct {
@@ -358,7 +365,7 @@ func (r *routes) showKey(c *api.Call, k *identity.APIKey) (api.Reply, error) {
 	if err != nil {
 		return api.Reply{}, err
 	}
-	v.APIKey, err = r.storedValue(k)
+	v.APIKey, err = r.storedValue(c, k)
 	return api.Reply{Body: v, ETag: v.EntityTag}, err
 }
 
@@ -569,7 +576,7 @@ func (r *routes) updateKey(c *api.Call, tx *directory.Tx, b *keyUpdateBody, old 
 	r.Directory.APIKeys.Put(tx, &k)
 	v := r.keyView(&k)
 	var err error
-	if v.APIKey, err = r.storedValue(&k); err != nil {
+	if v.APIKey, err = r.storedValue(c, &k); err != nil {
 		return api.Reply{}, target, err
 	}
 	data := keyData(&k)

@@ -568,3 +568,25 @@ func TestServiceIDsAreMadeByWhomTheAccountLets(t *testing.T) {
 	e.Do(apitest.Request{Method: "POST", Path: "/v1/serviceids", Body: object{"name": "s", "account_id": e.Other.AccountID}, As: plain, Account: e.Other.AccountID}).
 		Want(http.StatusForbidden)
 }
+
+func TestAStoredValueIsShownOnlyToWhoCouldMakeAKeyAndEveryReadIsRecorded(t *testing.T) {
+	e := start(t)
+	s := e.serviceID("s")
+	k := e.post("/v1/apikeys", object{"name": "stored", "iam_id": s["iam_id"], "store_value": true})
+	path := "/v1/apikeys/" + text(k, "id")
+	read := func(as string) string {
+		m := e.Do(apitest.Request{Path: path, As: as}).Want(http.StatusOK)
+		value, _ := m["apikey"].(string)
+		return value
+	}
+	if read("") != text(k, "apikey") {
+		t.Error("the owner does not see the value")
+	}
+	if ev := e.Events(1)[0]; ev.Action != "iam-identity.serviceid-apikey.read" || ev.Severity != "critical" || ev.Initiator.ID != e.Owner.IAMID {
+		t.Errorf("event %+v", ev)
+	}
+	e.Grant("IBMid-EDITOR", "iam-identity", "Editor")
+	if got := read("IBMid-EDITOR"); got != "" {
+		t.Error("who may not make a key of the service ID sees one")
+	}
+}

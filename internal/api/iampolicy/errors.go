@@ -50,8 +50,8 @@ func (v version) conflict(c *api.Call, p, with *access.Policy) error {
 	if i := slices.IndexFunc(with.Roles, func(r string) bool { return slices.Contains(p.Roles, r) }); i >= 0 {
 		found.Role = with.Roles[i]
 	}
-	if visible(with, func(resource map[string]string) bool { return c.May(actionRead, resource) }) {
-		found.Policy = v.show(c, with, false)
+	if visible(c, with) {
+		found.Policy = v.show(c, with, bare)
 	}
 	return fault.New(fault.Conflict, "policy_conflict_error",
 		"The policy %s grants the role %s on the same resource to the same subject already.", with.ID, found.Role).
@@ -61,7 +61,8 @@ func (v version) conflict(c *api.Call, p, with *access.Policy) error {
 // codes are the ones that clients know; a fault with another code gets the one
 // of its kind.
 var codes = []string{
-	"invalid_body", "missing_required_query_parameter", "policy_conflict_error", "policy_not_found", "request_not_processed",
+	"invalid_body", "missing_required_query_parameter", "policy_conflict_error", "policy_not_found",
+	"request_not_processed", "role_conflict_error", "role_not_found",
 }
 
 var codeOfKind = map[fault.Kind]string{
@@ -69,28 +70,32 @@ var codeOfKind = map[fault.Kind]string{
 	fault.Unauthenticated: "invalid_token",
 	fault.Denied:          "insufficent_permissions", // spelled so
 	fault.NotFound:        "not_found",
-	fault.Conflict:        "policy_conflict_error",
-	fault.Stale:           "policy_conflict_error",
 	fault.TooLarge:        "invalid_body",
 	fault.Unsupported:     "unsupported_content_type",
 	fault.Limited:         "too_many_requests",
 }
 
-func shape(c *api.Call, f *fault.Error) (int, any) {
-	status := grant.StatusOf(f.Kind)
-	if f.Kind == fault.Stale {
-		status = http.StatusPreconditionFailed
+// shape returns the shape of the routes whose conflicts have this code.
+func shape(conflictCode string) func(*api.Call, *fault.Error) (int, any) {
+	return func(c *api.Call, f *fault.Error) (int, any) {
+		status := grant.StatusOf(f.Kind)
+		if f.Kind == fault.Stale {
+			status = http.StatusPreconditionFailed
+		}
+		entry := errorEntry{Code: f.Code, Message: f.Message}
+		if !slices.Contains(codes, entry.Code) {
+			entry.Code = codeOfKind[f.Kind]
+		}
+		if entry.Code == "" && (f.Kind == fault.Conflict || f.Kind == fault.Stale) {
+			entry.Code = conflictCode
+		}
+		if entry.Code == "" {
+			entry.Code = "unable_to_process"
+		}
+		var conflict *conflictError
+		if errors.As(f.Cause, &conflict) {
+			entry.Details = &errorDetails{ConflictsWith: conflict.with}
+		}
+		return status, errorView{Trace: api.TransactionID(c.R.Context()), StatusCode: status, Errors: []errorEntry{entry}}
 	}
-	entry := errorEntry{Code: f.Code, Message: f.Message}
-	if !slices.Contains(codes, entry.Code) {
-		entry.Code = codeOfKind[f.Kind]
-	}
-	if entry.Code == "" {
-		entry.Code = "unable_to_process"
-	}
-	var conflict *conflictError
-	if errors.As(f.Cause, &conflict) {
-		entry.Details = &errorDetails{ConflictsWith: conflict.with}
-	}
-	return status, errorView{Trace: api.TransactionID(c.R.Context()), StatusCode: status, Errors: []errorEntry{entry}}
 }

@@ -1,16 +1,19 @@
-// Package iampolicy is the API of access policies, in its versions 1 and 2,
-// and of the roles that policies grant (reference/access-and-audit.md
-// section 1). Both versions show the same policies. It does not decide access:
-// that is access.Decide, which the server's every route asks.
+// Package iampolicy is the API of access policies, in its versions 1 and 2, of
+// the roles that policies grant, and of the account's settings for access
+// management (reference/access-and-audit.md section 1). Both versions show the
+// same policies. It does not decide access: that is access.Decide, which the
+// server's every route asks.
 //
-// A deleted policy is gone at once. It is not kept for ten days as in
-// section 1.8, so state=deleted lists nothing and nothing can be revived.
+// A deleted policy grants nothing from then on. It is kept for a while, can be
+// read and listed, and can be restored as long as it would still be accepted.
+// Enterprise templates do not exist here.
 package iampolicy
 
 import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -19,6 +22,7 @@ import (
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/retention"
 )
 
 // Actions on the resource that a policy describes.
@@ -37,18 +41,31 @@ const (
 	maxDescription = 1000
 )
 
-// Register adds the routes of both versions and of the roles list.
+// Limits of an account (reference/access-and-audit.md section 1.13). Deleted
+// policies do not count.
+const (
+	maxPolicies = 4020
+	maxTagged   = 500 // policies with tags
+)
+
+// Register adds the routes of both versions, of the roles and of the settings.
 func Register(mux *http.ServeMux, cfg *api.Config) {
-	f := &api.Family{Config: cfg, Mux: mux, Service: "IAM Access Management", Shape: shape}
-	routes[v1Body](f, version{number: 1, show: showV1})
+	family := func(conflict string) *api.Family {
+		return &api.Family{Config: cfg, Mux: mux, Service: "IAM Access Management", Shape: shape(conflict)}
+	}
+	f := family("policy_conflict_error")
+	first := version{number: 1, show: showV1}
+	routes[v1Body](f, first)
 	routes[v2Body](f, version{number: 2, show: showV2})
-	api.Open(f, "GET /v2/roles", "the built-in roles are the same in every account and tell nothing about one", listRoles)
+	first.restoring(f)
+	roleRoutes(family("role_conflict_error"))
+	settingsRoutes(family("request_not_processed"))
 }
 
 // version is what the two versions of the API differ in, besides their bodies.
 type version struct {
 	number int
-	show   func(c *api.Call, p *access.Policy, display bool) any
+	show   func(c *api.Call, p *access.Policy, f format) any
 }
 
 // body is a policy as one version writes it.
@@ -65,11 +82,14 @@ func routes[B body](f *api.Family, v version) {
 	api.List(f, "GET "+base, actionRead, v.list)
 
 	api.Read(f, "GET "+one, actionRead, find(actionRead), func(c *api.Call, p *access.Policy) (api.Reply, error) {
-		display, err := format(c)
+		f, err := formatOf(c)
 		if err != nil {
 			return api.Reply{}, err
 		}
-		return v.reply(c, http.StatusOK, p, display), nil
+		if err := authorize(c, actionRead, p, handle); err != nil {
+			return api.Reply{}, err
+		}
+		return v.reply(c, http.StatusOK, p, f), nil
 	})
 
 	api.Change(f, "POST "+base, actionCreate, "iam-am.policy.create",
@@ -81,7 +101,7 @@ func routes[B body](f *api.Family, v version) {
 			return p, target(c, actionCreate, p), nil
 		},
 		func(c *api.Call, tx *directory.Tx, _ *B, p *access.Policy) (api.Reply, api.Target, error) {
-			if err := authorize(c, actionCreate, p); err != nil {
+			if err := grantable(c, actionCreate, p); err != nil {
 				return api.Reply{}, api.Target{}, err
 			}
 			if err := v.admissible(c, p, nil); err != nil {
@@ -89,7 +109,7 @@ func routes[B body](f *api.Family, v version) {
 			}
 			p.ID, p.API = uuid.NewString(), v.number
 			c.Directory.Policies.Put(tx, p)
-			r := v.reply(c, http.StatusCreated, p, false)
+			r := v.reply(c, http.StatusCreated, p, bare)
 			r.ResponseData = grantOf(p)
 			return r, target(c, actionCreate, p), nil
 		})
@@ -102,7 +122,7 @@ func routes[B body](f *api.Family, v version) {
 				return api.Reply{}, api.Target{}, err
 			}
 			c.Directory.Policies.Put(tx, p)
-			r := v.reply(c, http.StatusOK, p, false)
+			r := v.reply(c, http.StatusOK, p, bare)
 			r.ResponseData = grantOf(p)
 			r.ResponseData["previous"] = grantOf(old)
 			return r, target(c, actionUpdate, p), nil
@@ -111,8 +131,11 @@ func routes[B body](f *api.Family, v version) {
 	api.Change(f, "DELETE "+one, actionDelete, "iam-am.policy.delete",
 		func(c *api.Call, _ *api.None) (*access.Policy, api.Target, error) { return find(actionDelete)(c) },
 		func(c *api.Call, tx *directory.Tx, _ *api.None, p *access.Policy) (api.Reply, api.Target, error) {
-			if err := authorize(c, actionDelete, p); err != nil {
+			if err := authorize(c, actionDelete, p, handle); err != nil {
 				return api.Reply{}, api.Target{}, err
+			}
+			if p.State == access.Deleted {
+				return api.Reply{}, api.Target{}, notFound(p.ID)
 			}
 			if err := c.IfMatch(&p.Meta, p.ID, false); err != nil {
 				return api.Reply{}, api.Target{}, err
@@ -120,18 +143,66 @@ func routes[B body](f *api.Family, v version) {
 			if err := unlocked(c, p); err != nil {
 				return api.Reply{}, api.Target{}, err
 			}
-			c.Directory.Policies.Delete(tx, p)
+			if err := keepsOwner(c, p, nil); err != nil {
+				return api.Reply{}, api.Target{}, err
+			}
+			gone := *p
+			gone.State, gone.DeletedAt = access.Deleted, tx.Now
+			c.Directory.Policies.Put(tx, &gone)
 			return api.Reply{Status: http.StatusNoContent, ResponseData: grantOf(p)}, target(c, actionDelete, p), nil
 		})
 }
 
-func (v version) reply(c *api.Call, status int, p *access.Policy, display bool) api.Reply {
-	return api.Reply{Status: status, Body: v.show(c, p, display), ETag: p.Tag(p.ID)}
+type stateBody struct {
+	State string `json:"state"`
+}
+
+// restoring adds the route that makes a deleted policy active again. It is held
+// to all that a new one is held to.
+func (v version) restoring(f *api.Family) {
+	api.Change(f, "PATCH "+path(v.number)+"/{id}", actionUpdate, "iam-am.policy.update",
+		func(c *api.Call, _ *stateBody) (*access.Policy, api.Target, error) { return find(actionUpdate)(c) },
+		func(c *api.Call, tx *directory.Tx, b *stateBody, old *access.Policy) (api.Reply, api.Target, error) {
+			if err := authorize(c, actionUpdate, old, handle); err != nil {
+				return api.Reply{}, api.Target{}, err
+			}
+			if err := c.IfMatch(&old.Meta, old.ID, true); err != nil {
+				return api.Reply{}, api.Target{}, err
+			}
+			if b.State != access.Active {
+				return api.Reply{}, api.Target{}, api.Invalid("The state can only be set to %s; delete a policy with DELETE.", access.Active).On("state")
+			}
+			p := *old
+			if old.State == access.Deleted {
+				p.State, p.DeletedAt = access.Active, time.Time{}
+				if err := p.Validate(c.Directory.Catalog(c.Account())); err != nil {
+					return api.Reply{}, api.Target{}, api.Invalid("The policy can not be restored: %v.", err)
+				}
+				if err := grantable(c, actionUpdate, &p); err != nil {
+					return api.Reply{}, api.Target{}, err
+				}
+				if err := v.admissible(c, &p, old); err != nil {
+					return api.Reply{}, api.Target{}, err
+				}
+				c.Directory.Policies.Put(tx, &p)
+			}
+			r := v.reply(c, http.StatusOK, &p, bare)
+			r.ResponseData = grantOf(&p)
+			r.ResponseData["previous"] = map[string]any{"state": old.State}
+			return r, target(c, actionUpdate, &p), nil
+		})
+}
+
+func (v version) reply(c *api.Call, status int, p *access.Policy, f format) api.Reply {
+	return api.Reply{Status: status, Body: v.show(c, p, f), ETag: p.Tag(p.ID)}
 }
 
 // grantOf is what an activity event tells about a policy.
 func grantOf(p *access.Policy) map[string]any {
-	m := map[string]any{"subject": p.Subject, "roles": p.Roles, "resource": p.Resource}
+	m := map[string]any{"type": p.Type, "subject": p.Subject, "roles": p.Roles, "resource": p.Resource}
+	if p.Rule != nil {
+		m["pattern"], m["rule"] = p.Pattern, p.Rule
+	}
 	if len(p.Tags) > 0 {
 		m["tags"] = p.Tags
 	}
@@ -152,11 +223,32 @@ func find(action string) func(*api.Call) (*access.Policy, api.Target, error) {
 	return func(c *api.Call) (*access.Policy, api.Target, error) {
 		id := c.R.PathValue("id")
 		p, ok := c.Directory.Policies.Get(id)
-		if !ok || p.AccountID != c.Account() {
-			return nil, api.Target{TypeURI: typeURI}, fault.New(fault.NotFound, "policy_not_found", "The policy %q was not found.", id)
+		if !ok || p.AccountID != c.Account() || over(c, p) {
+			return nil, api.Target{TypeURI: typeURI}, notFound(id)
 		}
 		return p, target(c, action, p), nil
 	}
+}
+
+func notFound(id string) error {
+	return fault.New(fault.NotFound, "policy_not_found", "The policy %q was not found.", id)
+}
+
+// over reports whether a deleted policy has been kept for its time. It is
+// removed soon after.
+func over(c *api.Call, p *access.Policy) bool {
+	return p.State == access.Deleted && c.Now().Sub(p.DeletedAt) >= retention.DeletedPolicies
+}
+
+// grantable refuses the caller unless he may let a policy take effect.
+func grantable(c *api.Call, action string, p *access.Policy) error {
+	if err := authorize(c, action, p, give); err != nil {
+		return err
+	}
+	if p.Type != access.TypeAuthorization {
+		return nil
+	}
+	return holds(c, p, allowedBy(c, p))
 }
 
 // proposed returns the policy that a body describes, checked as far as that is
@@ -167,11 +259,16 @@ func proposed(c *api.Call, b body) (*access.Policy, error) {
 		return nil, err
 	}
 	p.State = access.Active
-	for i, role := range p.Roles {
-		p.Roles[i] = access.CanonicalRole(role)
+	// Each once, in the order that they were given: clients compare it.
+	var roles []string
+	seen := map[string]bool{}
+	for _, role := range p.Roles {
+		if role = access.CanonicalRole(role); !seen[role] {
+			seen[role] = true
+			roles = append(roles, role)
+		}
 	}
-	slices.Sort(p.Roles)
-	p.Roles = slices.Compact(p.Roles)
+	p.Roles = roles
 	// The block is held against the account that it names itself. That this is
 	// the caller's account is the first thing that the access decision asks.
 	p.AccountID, _ = access.Get(p.Resource, access.AccountID)
@@ -215,6 +312,13 @@ func consistent(p *access.Policy) error {
 	if kind, ok := access.Get(p.Resource, access.ServiceType); ok && kind != access.KindService && kind != access.KindPlatform {
 		return api.Invalid("The resource attribute serviceType must be %s or %s.", access.KindService, access.KindPlatform).On("resource")
 	}
+	if p.Type == access.TypeAuthorization {
+		for _, a := range p.Subject {
+			if a.Operator != access.StringEquals && (a.Operator != access.StringExists || a.Key == access.AccountID) {
+				return api.Invalid("The subject attribute %s of an authorization must have the operator stringEquals, or stringExists unless it is accountId.", a.Key).On("subject")
+			}
+		}
+	}
 	for _, t := range p.Tags {
 		if t.Operator != access.StringEquals && t.Operator != access.StringMatch {
 			return api.Invalid("The tag %s must have the operator stringEquals or stringMatch.", t.Key).On("resource.tags")
@@ -226,8 +330,11 @@ func consistent(p *access.Policy) error {
 // replacement returns the next state of a policy. The caller needs the right
 // on what it was about and on what it is to be about.
 func (v version) replacement(c *api.Call, b body, old *access.Policy) (*access.Policy, error) {
-	if err := authorize(c, actionUpdate, old); err != nil {
+	if err := authorize(c, actionUpdate, old, handle); err != nil {
 		return nil, err
+	}
+	if old.State == access.Deleted {
+		return nil, notFound(old.ID)
 	}
 	if err := c.IfMatch(&old.Meta, old.ID, true); err != nil {
 		return nil, err
@@ -239,7 +346,13 @@ func (v version) replacement(c *api.Call, b body, old *access.Policy) (*access.P
 	if err != nil {
 		return nil, err
 	}
-	if err := authorize(c, actionUpdate, p); err != nil {
+	if p.Type != old.Type {
+		return nil, api.Invalid("The type of a policy cannot change; it is %s.", old.Type).On("type")
+	}
+	if err := grantable(c, actionUpdate, p); err != nil {
+		return nil, err
+	}
+	if err := keepsOwner(c, old, p); err != nil {
 		return nil, err
 	}
 	if err := unlocked(c, old); err != nil {
@@ -258,12 +371,22 @@ func (v version) admissible(c *api.Call, p, old *access.Policy) error {
 	if err := unlocked(c, p); err != nil {
 		return err
 	}
-	others := c.Directory.PoliciesOfSubject.Get(directory.Key(p.AccountID, p.SubjectID()))
-	if old != nil {
-		others = slices.DeleteFunc(others, func(q *access.Policy) bool { return q.ID == old.ID })
-	}
-	if len(others) >= access.MaxPoliciesPerSubject {
+	same := func(q *access.Policy) bool { return q.State != access.Active || old != nil && q.ID == old.ID }
+	others := slices.DeleteFunc(c.Directory.PoliciesOfSubject.Get(directory.Key(p.AccountID, p.SubjectID())), same)
+	// Authorizations have no subject in this sense.
+	if p.Type == access.TypeAccess && len(others) >= access.MaxPoliciesPerSubject {
 		return fault.New(fault.Conflict, "request_not_processed", "The subject %s has %d policies already, which is the most that one can have.", p.SubjectID(), len(others))
+	}
+	total, tagged := 0, 0
+	for _, q := range slices.DeleteFunc(c.Directory.PoliciesByAccount.Get(p.AccountID), same) {
+		total++
+		if len(q.Tags) > 0 {
+			tagged++
+		}
+	}
+	if total >= maxPolicies || tagged >= maxTagged && len(p.Tags) > 0 {
+		return fault.New(fault.Conflict, "request_not_processed",
+			"The account has %d policies already, %d of them with tags; it can have %d, and %d with tags.", total, tagged, maxPolicies, maxTagged)
 	}
 	for _, q := range others {
 		if p.SameGrant(q) {
@@ -276,8 +399,16 @@ func (v version) admissible(c *api.Call, p, old *access.Policy) error {
 // subjectExists refuses policies for identities that this server would have to
 // know and does not. Users and compute resources may be known elsewhere first.
 func subjectExists(c *api.Call, p *access.Policy) error {
+	if p.Type == access.TypeAuthorization {
+		return nil // a service of any account
+	}
 	id := p.SubjectID()
 	if group, ok := access.Get(p.Subject, access.AccessGroupID); ok {
+		// A policy of the group that everybody is in must not come to life
+		// later, when the account turns the group on.
+		if group == access.PublicAccess && c.Directory.GroupSettingsOf(p.AccountID).PublicAccess {
+			return nil
+		}
 		if g, ok := c.Directory.Groups.Get(group); !ok || g.AccountID != p.AccountID {
 			return api.Invalid("The subject's access group %q does not exist in the account.", group).On("subject")
 		}

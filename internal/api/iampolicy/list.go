@@ -2,6 +2,7 @@ package iampolicy
 
 import (
 	"cmp"
+	"fmt"
 	"net/url"
 	"slices"
 	"strconv"
@@ -21,6 +22,7 @@ type listView struct {
 	Limit    int    `json:"limit,omitempty"`
 	First    link   `json:"first"`
 	Next     *after `json:"next,omitempty"`
+	Previous *after `json:"previous,omitempty"`
 	Policies []any  `json:"policies"`
 }
 
@@ -34,24 +36,36 @@ type after struct {
 }
 
 // sortKeys are the fields that a list can be ordered by.
-var sortKeys = map[string]func(*access.Policy) string{
-	"id":                  func(p *access.Policy) string { return p.ID },
-	"type":                func(p *access.Policy) string { return p.Type },
-	"href":                func(p *access.Policy) string { return path(p.API) + p.ID },
-	"created_at":          func(p *access.Policy) string { return api.SortKey(p.CreatedAt, "") },
-	"created_by_id":       func(p *access.Policy) string { return p.CreatedBy },
-	"last_modified_at":    func(p *access.Policy) string { return api.SortKey(p.ModifiedAt, "") },
-	"last_modified_by_id": func(p *access.Policy) string { return p.ModifiedBy },
-	"state":               func(p *access.Policy) string { return p.State },
+var sortKeys = map[string]func(*api.Call, *access.Policy) string{
+	"id":                  func(_ *api.Call, p *access.Policy) string { return p.ID },
+	"type":                func(_ *api.Call, p *access.Policy) string { return p.Type },
+	"href":                func(_ *api.Call, p *access.Policy) string { return path(p.API) + p.ID },
+	"created_at":          func(_ *api.Call, p *access.Policy) string { return api.SortKey(p.CreatedAt, "") },
+	"created_by_id":       func(_ *api.Call, p *access.Policy) string { return p.CreatedBy },
+	"last_modified_at":    func(_ *api.Call, p *access.Policy) string { return api.SortKey(p.ModifiedAt, "") },
+	"last_modified_by_id": func(_ *api.Call, p *access.Policy) string { return p.ModifiedBy },
+	"state":               func(_ *api.Call, p *access.Policy) string { return p.State },
 }
 
-func (v version) list(c *api.Call, may func(map[string]string) bool) (api.Reply, error) {
+// permitKeys are further ones of version 2, in answers that show them.
+var permitKeys = map[string]func(*api.Call, *access.Policy) string{
+	"last_permit_at": func(c *api.Call, p *access.Policy) string {
+		_, last := c.Usage.Of(p.ID)
+		return api.SortKey(last, "")
+	},
+	"last_permit_frequency": func(c *api.Call, p *access.Policy) string {
+		count, _ := c.Usage.Of(p.ID)
+		return fmt.Sprintf("%020d", count)
+	},
+}
+
+func (v version) list(c *api.Call, _ func(map[string]string) bool) (api.Reply, error) {
 	q := c.R.URL.Query()
 	account := q.Get("account_id")
 	if account == "" {
 		return api.Reply{}, fault.New(fault.Invalid, "missing_required_query_parameter", "The parameter account_id is required.").OnParameter("account_id", "")
 	}
-	display, err := format(c)
+	f, err := formatOf(c)
 	if err != nil {
 		return api.Reply{}, err
 	}
@@ -64,19 +78,22 @@ func (v version) list(c *api.Call, may func(map[string]string) bool) (api.Reply,
 	// knowledge whether there is such an account.
 	if account == c.Account() {
 		all = slices.DeleteFunc(c.Directory.PoliciesByAccount.Get(account), func(p *access.Policy) bool {
-			return !keep(p) || !visible(p, may)
+			return !keep(p) || over(c, p) || !visible(c, p)
 		})
 	}
-	page, limit, start, err := paged(c, all)
+	page, err := v.paged(c, all, f)
 	if err != nil {
 		return api.Reply{}, err
 	}
-	out := listView{Limit: limit, First: link{v.page(c, limit, "")}, Policies: make([]any, len(page))}
-	if start != "" {
-		out.Next = &after{Href: v.page(c, limit, start), Start: start}
+	out := listView{Limit: page.limit, First: link{v.page(c, page.limit, "")}, Policies: make([]any, len(page.policies))}
+	if page.next != "" {
+		out.Next = &after{Href: v.page(c, page.limit, page.next), Start: page.next}
 	}
-	for i, p := range page {
-		out.Policies[i] = v.show(c, p, display)
+	if page.previous != "" {
+		out.Previous = &after{Href: v.page(c, page.limit, page.previous), Start: page.previous}
+	}
+	for i, p := range page.policies {
+		out.Policies[i] = v.show(c, p, f)
 	}
 	return api.Reply{Body: out}, nil
 }
@@ -92,56 +109,91 @@ func (v version) page(c *api.Call, limit int, start string) string {
 	return c.URL + path(v.number) + "?" + q.Encode()
 }
 
+// part is one page, with the starts of its neighbours or "".
+type part struct {
+	policies       []*access.Policy
+	limit          int
+	next, previous string
+}
+
 // paged orders the policies as asked and returns the page of them that was
-// asked for, and the start of the next one or "".
-func paged(c *api.Call, all []*access.Policy) (page []*access.Policy, limit int, next string, err error) {
+// asked for.
+func (v version) paged(c *api.Call, all []*access.Policy, f format) (part, error) {
 	q := c.R.URL.Query()
 	field, descending := strings.CutPrefix(q.Get("sort"), "-")
 	key, ok := sortKeys[cmp.Or(field, "created_at")]
-	if !ok {
-		return nil, 0, "", api.Invalid("The parameter sort does not take %q.", q.Get("sort")).OnParameter("sort", q.Get("sort"))
+	if !ok && v.number == 2 && f == withPermits {
+		key, ok = permitKeys[field]
 	}
-	limit, err = c.IntParameter("limit", 0, 1, maxLimit)
+	if !ok {
+		return part{}, api.Invalid("The parameter sort does not take %q; last_permit_at and last_permit_frequency need version 2 and format=include_last_permit.", q.Get("sort")).OnParameter("sort", q.Get("sort"))
+	}
+	limit, err := c.IntParameter("limit", 0, 1, maxLimit)
 	if err != nil {
-		return nil, 0, "", err
+		return part{}, err
 	}
 	var from api.Cursor
 	if s := q.Get("start"); s != "" {
 		if from, err = api.ParseCursor("start", s); err != nil {
-			return nil, 0, "", err
+			return part{}, err
 		}
 	}
 	if limit == 0 && from.Limit > 0 {
 		limit = min(from.Limit, maxLimit)
 	}
-	unique := func(p *access.Policy) string { return key(p) + "\x00" + p.ID }
+	// The keys are computed once: those about use change all the time.
+	keys := make(map[string]string, len(all))
+	for _, p := range all {
+		keys[p.ID] = key(c, p) + "\x00" + p.ID
+	}
 	order := func(a, b string) int {
 		if descending {
 			a, b = b, a
 		}
 		return cmp.Compare(a, b)
 	}
-	slices.SortFunc(all, func(a, b *access.Policy) int { return order(unique(a), unique(b)) })
-	if from.After != "" {
-		all = slices.DeleteFunc(all, func(p *access.Policy) bool { return order(unique(p), from.After) <= 0 })
+	slices.SortFunc(all, func(a, b *access.Policy) int { return order(keys[a.ID], keys[b.ID]) })
+	begin := 0
+	for from.After != "" && begin < len(all) && order(keys[all[begin].ID], from.After) <= 0 {
+		begin++
 	}
-	if limit == 0 || limit >= len(all) {
-		return all, limit, "", nil
+	if limit == 0 {
+		return part{policies: all[begin:]}, nil
 	}
-	page = all[:limit]
-	return page, limit, api.Cursor{After: unique(page[limit-1]), Limit: limit}.String(), nil
+	end := min(begin+limit, len(all))
+	out := part{policies: all[begin:end], limit: limit}
+	if end < len(all) {
+		out.next = api.Cursor{After: keys[all[end-1].ID], Limit: limit}.String()
+	}
+	if begin > 0 {
+		back := api.Cursor{Limit: limit}
+		if begin > limit {
+			back.After = keys[all[begin-limit-1].ID]
+		}
+		out.previous = back.String()
+	}
+	return out, nil
 }
 
-// format reads how policies are to be shown. The time of the last permit is
-// not recorded, so asking for it changes nothing.
-func format(c *api.Call) (display bool, err error) {
+// format is how policies are to be shown.
+type format int
+
+const (
+	bare format = iota
+	display
+	withPermits
+)
+
+func formatOf(c *api.Call) (format, error) {
 	switch s := c.R.URL.Query().Get("format"); s {
-	case "", "include_last_permit":
-		return false, nil
+	case "":
+		return bare, nil
 	case "display":
-		return true, nil
+		return display, nil
+	case "include_last_permit":
+		return withPermits, nil
 	default:
-		return false, api.Invalid("The parameter format does not take %q.", s).OnParameter("format", s)
+		return 0, api.Invalid("The parameter format does not take %q.", s).OnParameter("format", s)
 	}
 }
 

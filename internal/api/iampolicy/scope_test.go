@@ -1,6 +1,7 @@
 package iampolicy
 
 import (
+	"encoding/json"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -23,19 +24,26 @@ type list struct {
 
 func (l list) GroupsOf(string, string, time.Time) []string        { return nil }
 func (l list) PoliciesOf(string, string, string) []*access.Policy { return l.policies }
+func (l list) Interaction(string) *access.Settings                { return nil }
 func (l list) AuthorizationsOn(string, string) []*access.Policy   { return nil }
 func (l list) Catalog(string) *access.Catalog                     { return l.catalog }
 
+// Moments inside and outside of the windows of rules.
+var (
+	monday   = time.Date(2030, 1, 7, 12, 0, 0, 0, time.UTC)
+	saturday = time.Date(2030, 1, 12, 12, 0, 0, 0, time.UTC)
+)
+
 // allows reports whether the policies let their subject write policies about a
 // resource.
-func allows(v access.View, resource map[string]string) bool {
-	return access.Decide(v, access.Request{Subject: writer, AccountID: account, Action: actionCreate, Resource: resource}).Allowed
+func allows(v access.View, resource map[string]string, at time.Time) bool {
+	return access.Decide(v, access.Request{Subject: writer, AccountID: account, Action: actionCreate, Resource: resource, Time: at}).Allowed
 }
 
 // covers asks what authorize asks.
-func covers(v access.View, block []access.Attribute) bool {
-	for _, s := range scopes(block) {
-		if !allows(v, s) || !allows(throughout{View: v, block: block}, s) {
+func covers(v access.View, p *access.Policy) bool {
+	for _, s := range scopes(p.Resource) {
+		if !allows(v, s, monday) || !allows(throughout{View: v, of: p, why: give}, s, monday) {
 			return false
 		}
 	}
@@ -48,6 +56,33 @@ func attribute(k string, o access.Operator, v access.Value) access.Attribute {
 
 func administrator(block []access.Attribute) *access.Policy {
 	return &access.Policy{AccountID: account, Resource: block, Roles: []string{access.PlatformRoleCRN("Administrator")}}
+}
+
+func condition(key, operator, value string) access.Rule {
+	return access.Rule{Key: key, Operator: operator, Value: json.RawMessage(value)}
+}
+
+var (
+	onWeekdays = condition(access.KeyDayOfWeek, "dayOfWeekAnyOf", `["1+00:00","2+00:00","3+00:00","4+00:00","5+00:00"]`)
+	onMonday   = condition(access.KeyDayOfWeek, "dayOfWeekEquals", `"1+00:00"`)
+	inUS       = condition("{{resource.attributes.region}}", "stringMatch", `"us-*"`)
+	nowhere    = condition("{{resource.attributes.region}}", "stringExists", `false`)
+	ungrouped  = condition("{{resource.attributes.resourceGroupId}}", "stringExists", `false`)
+)
+
+// randomRule returns a rule for one policy in two.
+func randomRule(r *rand.Rand) *access.Rule {
+	rules := []access.Rule{
+		onWeekdays, onMonday, inUS, nowhere,
+		{Operator: access.And, Conditions: []access.Rule{onWeekdays, onMonday}},
+		{Operator: access.Or, Conditions: []access.Rule{inUS, nowhere}},
+		{Operator: access.Or, Conditions: []access.Rule{onMonday, ungrouped}},
+		{Operator: access.And, Conditions: []access.Rule{{Operator: access.Or, Conditions: []access.Rule{nowhere, inUS}}, ungrouped}},
+	}
+	if n := r.IntN(2 * len(rules)); n < len(rules) {
+		return &rules[n]
+	}
+	return nil
 }
 
 var values = map[string][]string{
@@ -113,7 +148,7 @@ func TestWhoMayWriteAPolicyAlreadyHasTheRightOnEveryResourceItCovers(t *testing.
 	if err != nil {
 		t.Fatal(err)
 	}
-	const rounds = 100_000
+	const rounds = 30_000
 	r := rand.New(rand.NewPCG(1, 2))
 	resources := everyResource()
 	written := 0
@@ -123,21 +158,29 @@ func TestWhoMayWriteAPolicyAlreadyHasTheRightOnEveryResourceItCovers(t *testing.
 		for range r.IntN(3) {
 			held.policies = append(held.policies, administrator(randomBlock(r, first)))
 		}
-		block := randomBlock(r, first)
-		if !covers(held, block) {
+		for _, p := range held.policies {
+			p.Rule = randomRule(r)
+		}
+		next := administrator(randomBlock(r, first))
+		if next.Rule = randomRule(r); r.IntN(2) == 0 {
+			next.Rule = held.policies[0].Rule
+		}
+		if !covers(held, next) {
 			continue
 		}
-		granted := list{catalog: catalog, policies: []*access.Policy{administrator(block)}}
-		for _, resource := range resources {
-			if !allows(granted, resource) {
-				continue
-			}
-			written++
-			if !allows(held, resource) {
-				for _, p := range held.policies {
-					t.Log("holding", p.Resource)
+		granted := list{catalog: catalog, policies: []*access.Policy{next}}
+		for _, at := range []time.Time{monday, saturday} {
+			for _, resource := range resources {
+				if !allows(granted, resource, at) {
+					continue
 				}
-				t.Fatalf("the writer may not administer %v and may give it away by %v", resource, block)
+				written++
+				if !allows(held, resource, at) {
+					for _, p := range held.policies {
+						t.Log("holding", p.Resource, p.Rule)
+					}
+					t.Fatalf("on %s the writer may not administer %v and may give it away by %v %v", at.Weekday(), resource, next.Resource, next.Rule)
+				}
 			}
 		}
 	}
@@ -168,8 +211,26 @@ func TestAdministratorMayWriteAPolicyLikeHisOwnWhenItFixesEveryAttribute(t *test
 		equals(access.ResourceGroupID, "rg-1"),
 		equals(access.ResourceType, "resource-group", access.Resource, "rg-1"),
 	} {
-		if !covers(list{catalog: catalog, policies: []*access.Policy{administrator(block)}}, block) {
+		p := administrator(block)
+		if !covers(list{catalog: catalog, policies: []*access.Policy{p}}, p) {
 			t.Errorf("refused on %v", block)
+		}
+	}
+}
+
+func TestTheServiceGroupHasTheServicesThatDecisionsPutIntoIt(t *testing.T) {
+	catalog, err := access.ParseCatalog(access.Builtin())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := list{catalog: catalog, policies: []*access.Policy{administrator([]access.Attribute{
+		attribute(access.AccountID, access.StringEquals, access.Text(account)),
+		attribute(access.ServiceGroupID, access.StringEquals, access.Text(iamServiceGroup)),
+	})}}
+	for _, s := range catalog.Services() {
+		in := allows(v, map[string]string{access.AccountID: account, access.ServiceName: s.Name}, monday)
+		if want := slices.Contains(groupServices, s.Name); in != want {
+			t.Errorf("%s is in the group: %t, want %t", s.Name, in, want)
 		}
 	}
 }

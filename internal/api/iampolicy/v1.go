@@ -43,29 +43,16 @@ type v1Role struct {
 
 type v1Body struct {
 	v1Document
-	conditions
+
+	// Version 1 has no conditions. To leave them out of a policy would grant
+	// more than was asked for, so they are refused.
+	Rule    json.RawMessage `json:"rule"`
+	Pattern json.RawMessage `json:"pattern"`
 }
 
 type v1View struct {
 	v1Document
 	served
-}
-
-// conditions are the parts of a body that narrow a policy further
-// (reference/access-and-audit.md section 1.5). To leave them out of a policy
-// would grant more than was asked for, so they are refused.
-type conditions struct {
-	Rule    json.RawMessage `json:"rule"`
-	Pattern json.RawMessage `json:"pattern"`
-}
-
-func (c conditions) refuse() error {
-	for name, raw := range map[string]json.RawMessage{"rule": c.Rule, "pattern": c.Pattern} {
-		if len(raw) > 0 && !bytes.Equal(raw, []byte("null")) {
-			return api.Invalid("The policy has a %s, but time- and attribute-based conditions are not supported yet.", name).On(name)
-		}
-	}
-	return nil
 }
 
 // served is what the server adds to a policy in both versions.
@@ -77,14 +64,30 @@ type served struct {
 	CreatedByID      string `json:"created_by_id"`
 	LastModifiedAt   string `json:"last_modified_at"`
 	LastModifiedByID string `json:"last_modified_by_id"`
+	*permits
 }
 
-func serve(c *api.Call, p *access.Policy) served {
-	return served{
+// permits tells how a policy is used.
+type permits struct {
+	LastAt    *string `json:"last_permit_at"`
+	Frequency int64   `json:"last_permit_frequency"`
+}
+
+func serve(c *api.Call, p *access.Policy, f format) served {
+	s := served{
 		ID: p.ID, Href: href(c, p), State: p.State,
 		CreatedAt: timestamp(p.CreatedAt), CreatedByID: p.CreatedBy,
 		LastModifiedAt: timestamp(p.ModifiedAt), LastModifiedByID: p.ModifiedBy,
 	}
+	if f == withPermits {
+		count, last := c.Usage.Of(p.ID)
+		s.permits = &permits{Frequency: count}
+		if !last.IsZero() {
+			at := timestamp(last)
+			s.LastAt = &at
+		}
+	}
+	return s
 }
 
 // href is the policy's address in the version that it was written through,
@@ -108,8 +111,10 @@ func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.
 const present = "*"
 
 func (b v1Body) policy() (*access.Policy, error) {
-	if err := b.refuse(); err != nil {
-		return nil, err
+	for name, raw := range map[string]json.RawMessage{"rule": b.Rule, "pattern": b.Pattern} {
+		if !absent(raw) {
+			return nil, api.Invalid("Version 1 of the API has no %s; write the policy through version 2.", name).On(name)
+		}
 	}
 	if len(b.Subjects) != 1 || len(b.Resources) != 1 {
 		return nil, api.Invalid("A policy needs exactly one element in subjects and one in resources.")
@@ -122,17 +127,29 @@ func (b v1Body) policy() (*access.Policy, error) {
 	if p.Subject, err = fromV1(b.Subjects[0].Attributes); err != nil {
 		return nil, err
 	}
+	if p.Type == access.TypeAuthorization {
+		asteriskIsPresence(p.Subject)
+	}
 	if p.Resource, err = fromV1(b.Resources[0].Attributes); err != nil {
 		return nil, err
 	}
-	for i, a := range p.Resource {
-		if a.Operator == access.StringEquals && a.Value.Text == present {
-			yes := true
-			p.Resource[i] = access.Attribute{Key: a.Key, Operator: access.StringExists, Value: access.Value{Exists: &yes}}
-		}
-	}
+	asteriskIsPresence(p.Resource)
 	p.Tags, err = fromV1(b.Resources[0].Tags)
 	return p, err
+}
+
+// absent reports whether a part of a body was left out.
+func absent(raw json.RawMessage) bool {
+	return len(raw) == 0 || bytes.Equal(raw, []byte("null"))
+}
+
+func asteriskIsPresence(attrs []access.Attribute) {
+	for i, a := range attrs {
+		if a.Operator == access.StringEquals && a.Value.Text == present {
+			yes := true
+			attrs[i] = access.Attribute{Key: a.Key, Operator: access.StringExists, Value: access.Value{Exists: &yes}}
+		}
+	}
 }
 
 func fromV1(attrs []v1Attribute) ([]access.Attribute, error) {
@@ -171,10 +188,11 @@ func toV1(attrs []access.Attribute) (out []v1Attribute, ok bool) {
 
 // showV1 shows a policy, or a placeholder for one that version 1 has no words
 // for. Roles have their names in every format.
-func showV1(c *api.Call, p *access.Policy, _ bool) any {
-	view := v1View{served: serve(c, p), v1Document: v1Document{Type: p.Type, Description: p.Description}}
+func showV1(c *api.Call, p *access.Policy, f format) any {
+	view := v1View{served: serve(c, p, f), v1Document: v1Document{Type: p.Type, Description: p.Description}}
 	resource, expressible := toV1(p.Resource)
-	if !expressible {
+	subject, sayable := toV1(p.Subject)
+	if !expressible || !sayable || p.Rule != nil {
 		view.Subjects = []v1Subject{{Attributes: []v1Attribute{{Name: access.IAMID, Value: "unsupported version"}}}}
 		view.Roles = []v1Role{{RoleID: access.PlatformRoleCRN("UnsupportedVersion"), DisplayName: "Unsupported Version"}}
 		view.Resources = []v1Resource{{Attributes: []v1Attribute{
@@ -182,13 +200,16 @@ func showV1(c *api.Call, p *access.Policy, _ bool) any {
 		}}}
 		return view
 	}
-	tags, _ := toV1(p.Tags)
+	tags := []v1Attribute{}
+	for _, t := range p.Tags {
+		tags = append(tags, v1Attribute{Name: t.Key, Value: t.Value.Text, Operator: t.Operator})
+	}
 	view.Resources = []v1Resource{{Attributes: resource, Tags: tags}}
-	subject, _ := toV1(p.Subject)
 	for i := range subject {
 		subject[i].Operator = ""
 	}
 	view.Subjects = []v1Subject{{Attributes: subject}}
+	view.Roles = []v1Role{}
 	for _, id := range p.Roles {
 		name, description := roleText(c.Directory.Catalog(c.Account()), id)
 		view.Roles = append(view.Roles, v1Role{RoleID: id, DisplayName: name, Description: description})

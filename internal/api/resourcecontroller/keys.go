@@ -220,7 +220,20 @@ func (r *routes) loadKey(c *api.Call) (*resource.Key, api.Target, error) {
 }
 
 func (r *routes) showKey(c *api.Call, k *resource.Key) (api.Reply, error) {
-	return api.Reply{Body: r.encodeKey(c, k), ETag: k.Tag(k.GUID)}, nil
+	body := r.encodeKey(c, k)
+	return api.Reply{Body: body, ETag: k.Tag(k.GUID)}, c.RecordDisclosure(keyRead, disclosed(c, k, body)...)
+}
+
+// keyRead is the event of a read that shows credentials, where the service has
+// no name for it.
+const keyRead = "resource-controller.key.read"
+
+// disclosed returns the key as a target when its credentials are in the body.
+func disclosed(c *api.Call, k *resource.Key, body keyBody) []api.Target {
+	if body.Credentials == nil || body.Credentials.APIKey == "" {
+		return nil
+	}
+	return []api.Target{eventful(keyTarget(c, k), "key.read")}
 }
 
 // activeKeys are the keys of an instance that are not removed.
@@ -245,7 +258,7 @@ func (r *routes) listKeys(c *api.Call, may func(map[string]string) bool) (api.Re
 			seen = append(seen, k)
 		}
 	}
-	return r.pageOfKeys(c, "/v2/resource_keys", cursor, seen), nil
+	return r.pageOfKeys(c, "/v2/resource_keys", cursor, seen)
 }
 
 func (r *routes) listKeysOfInstance(c *api.Call, i *resource.Instance) (api.Reply, error) {
@@ -254,12 +267,18 @@ func (r *routes) listKeysOfInstance(c *api.Call, i *resource.Instance) (api.Repl
 		return api.Reply{}, err
 	}
 	seen := slices.DeleteFunc(r.activeKeys(i.GUID), func(k *resource.Key) bool { return !c.May(keyRetrieve, keyResource(c, k)) })
-	return r.pageOfKeys(c, "/v2/resource_instances/"+url.PathEscape(i.GUID)+"/resource_keys", cursor, seen), nil
+	return r.pageOfKeys(c, "/v2/resource_instances/"+url.PathEscape(i.GUID)+"/resource_keys", cursor, seen)
 }
 
-func (r *routes) pageOfKeys(c *api.Call, path string, cursor api.Cursor, seen []*resource.Key) api.Reply {
+func (r *routes) pageOfKeys(c *api.Call, path string, cursor api.Cursor, seen []*resource.Key) (api.Reply, error) {
 	key := func(k *resource.Key) string { return api.SortKey(k.CreatedAt, k.GUID) }
-	return page(path, cursor, seen, key, func(k *resource.Key) keyBody { return r.encodeKey(c, k) })
+	var shown []api.Target
+	reply := page(path, cursor, seen, key, func(k *resource.Key) keyBody {
+		body := r.encodeKey(c, k)
+		shown = append(shown, disclosed(c, k, body)...)
+		return body
+	})
+	return reply, c.RecordDisclosure(keyRead, shown...)
 }
 
 type newKey struct {

@@ -14,7 +14,7 @@ LDFLAGS  := -s -w -X tabard.dev/tabard/internal/cli.Version=$(VERSION)
 LINT     := $(CURDIR)/.cache/golangci-lint
 TF       := $(CURDIR)/.cache/terraform
 
-.PHONY: build test demo bench fuzz lint unit e2e conformance compatibility test-terraform examples clean
+.PHONY: build test demo bench fuzz lint unit e2e conformance compatibility terraform-binaries test-terraform examples clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tabard ./cmd/tabard
@@ -46,7 +46,8 @@ examples:
 
 e2e: build
 	mkdir -p bin && cd examples/resource-lister && CGO_ENABLED=0 $(GO) build -o $(CURDIR)/bin/resource-lister .
-	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister $(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v /conformance)
+	CGO_ENABLED=0 $(GO) build -o bin/documents ./examples/documents
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister DOCUMENTS_BIN=$(CURDIR)/bin/documents $(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v /conformance)
 
 # The suites wait more than they work, so that all of them run at once.
 conformance: build
@@ -55,7 +56,9 @@ conformance: build
 compatibility:
 	COMPATIBILITY=write $(MAKE) conformance
 
-test-terraform: build $(TF)/terraform $(TF)/terraform-provider-ibm
+terraform-binaries: $(TF)/terraform $(TF)/terraform-provider-ibm
+
+test-terraform: build terraform-binaries
 	cd test && TABARD_BIN=$(CURDIR)/bin/tabard TERRAFORM_BIN=$(TF)/terraform TERRAFORM_PROVIDER_BIN=$(TF)/terraform-provider-ibm \
 		$(GO) test -tags terraform -count=1 -timeout 15m $(ARGS) ./terraform
 

@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -42,11 +43,19 @@ type Config struct {
 	// Token gives the service's own access token. Its identity needs the role
 	// Decision Point on Service.
 	Token TokenSource
-	// Client makes the calls; nil means one with a timeout of 5 s.
+	// Client makes the calls, for example with the CA of a private server; nil
+	// means http.DefaultClient's transport. Redirects are not followed, whatever
+	// it says: a token or key must not go where a redirect points.
 	Client *http.Client
+	// Log is told why the server could not be asked; nil means slog.Default().
+	Log *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
+
+// callTimeout bounds what one question waits for, calls for keys and for the
+// service's own token included.
+const callTimeout = 5 * time.Second
 
 // Resource is what a request is about. Empty fields are left out; the account
 // is the service's own. Attributes are further ones that policies can name.
@@ -90,11 +99,14 @@ func New(cfg Config) (*Guard, error) {
 	if cfg.Issuer == "" {
 		cfg.Issuer = cfg.URL + "/identity"
 	}
-	if cfg.Client == nil {
-		cfg.Client = &http.Client{
-			Timeout:       5 * time.Second,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}
+	client := http.Client{}
+	if cfg.Client != nil {
+		client = *cfg.Client
+	}
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	cfg.Client = &client
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -109,9 +121,9 @@ func New(cfg Config) (*Guard, error) {
 func (g *Guard) Require(action string, resource func(*http.Request) Resource) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			caller, err := g.Allow(r.Context(), bearer(r), action, resource(r))
+			caller, err := g.allow(r.Context(), bearer(r), action, func() Resource { return resource(r) })
 			if err != nil {
-				refuse(w, err)
+				g.refuse(w, err)
 				return
 			}
 			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller)))
@@ -126,16 +138,24 @@ var (
 	ErrUnavailable     = errors.New("the authorization server cannot be asked now")
 )
 
+// errNoToken is the ErrUnauthenticated of a request without a token.
+var errNoToken = fmt.Errorf("%w: send one as Authorization: Bearer TOKEN", ErrUnauthenticated)
+
 // Allow checks an access token and asks whether its holder may do the action
 // on the resource. Services that do not speak HTTP use it without [Require].
 func (g *Guard) Allow(ctx context.Context, token, action string, resource Resource) (Caller, error) {
+	return g.allow(ctx, token, action, func() Resource { return resource })
+}
+
+// allow looks at the resource only for callers who are known.
+func (g *Guard) allow(ctx context.Context, token, action string, resource func() Resource) (Caller, error) {
 	caller, err := g.verify(ctx, token)
 	if err != nil {
 		return Caller{}, err
 	}
-	question, err := g.question(caller, token, action, resource)
+	question, err := g.question(caller, token, action, resource())
 	if err != nil {
-		return Caller{}, err
+		return Caller{}, fmt.Errorf("encode the question: %w", err)
 	}
 	d, err := g.decide(ctx, question)
 	if err != nil {
@@ -163,19 +183,21 @@ func bearer(r *http.Request) string {
 	return strings.TrimSpace(token)
 }
 
-// refuse answers in the shape that the server itself uses. The caller learns
-// the kind of refusal and the transaction under which an administrator finds
-// the rest.
-func refuse(w http.ResponseWriter, err error) {
-	status, code := http.StatusServiceUnavailable, "service_unavailable"
+// refuse answers in the shape that the server itself uses, with the challenge of
+// RFC 6750 section 3. The caller learns the kind of refusal and the transaction
+// under which an administrator finds the rest.
+func (g *Guard) refuse(w http.ResponseWriter, err error) {
+	status, code, challenge := http.StatusServiceUnavailable, "service_unavailable", ""
 	switch {
+	case errors.Is(err, errNoToken):
+		status, code, challenge = http.StatusUnauthorized, "token_missing", `Bearer realm="`+g.realm()+`"`
 	case errors.Is(err, ErrUnauthenticated):
-		status, code = http.StatusUnauthorized, "token_invalid"
-		w.Header().Set("WWW-Authenticate", "Bearer")
+		status, code, challenge = http.StatusUnauthorized, "token_invalid", `Bearer realm="`+g.realm()+`", error="invalid_token"`
 	case errors.Is(err, ErrDenied):
-		status, code = http.StatusForbidden, "not_authorized"
+		status, code, challenge = http.StatusForbidden, "not_authorized", `Bearer realm="`+g.realm()+`", error="insufficient_scope"`
 	default:
-		err = ErrUnavailable // what broke is for the service's own log
+		g.cfg.Log.Error("a request was refused because its caller's rights are not known", "service", g.cfg.Service, "error", err)
+		err = ErrUnavailable
 		w.Header().Set("Retry-After", "1")
 	}
 	body, encodeErr := json.Marshal(map[string]any{
@@ -184,8 +206,22 @@ func refuse(w http.ResponseWriter, err error) {
 	if encodeErr != nil {
 		body = []byte("{}")
 	}
+	if challenge != "" {
+		w.Header().Set("WWW-Authenticate", challenge)
+	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	// The client may be gone; there is nobody left to tell.
 	_, _ = w.Write(body)
+}
+
+// realm is the service's name, as far as it fits into quotes.
+func (g *Guard) realm() string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' || r == '"' || r == '\\' {
+			return -1
+		}
+		return r
+	}, g.cfg.Service)
 }

@@ -9,28 +9,35 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"sync"
 	"time"
 )
 
-// TokenSource gives the service's own access token for a server. fresh asks
-// for a new one, because the last one was refused.
+// TokenSource gives the service's own access token for a server. refused is
+// the token that the server has just refused, which must not be given again,
+// or "".
 type TokenSource interface {
-	Token(ctx context.Context, serverURL string, fresh bool) (string, error)
+	Token(ctx context.Context, server Server, refused string) (string, error)
+}
+
+// Server is where and how a [TokenSource] asks.
+type Server struct {
+	URL    string
+	Client *http.Client // does not follow redirects
+	Now    func() time.Time
 }
 
 // APIKey gets tokens with the API key of a service ID.
 func APIKey(key string) TokenSource {
-	return &exchange{form: func() (url.Values, error) {
+	return newExchange(func() (url.Values, error) {
 		return url.Values{"grant_type": {"urn:ibm:params:oauth:grant-type:apikey"}, "apikey": {key}}, nil
-	}}
+	})
 }
 
 // ComputeResource gets tokens of a trusted profile with the compute resource
 // token in a file, such as a pod's projected service-account token. No secret
 // has to be deployed.
 func ComputeResource(file, profileName string) TokenSource {
-	return &exchange{form: func() (url.Values, error) {
+	return newExchange(func() (url.Values, error) {
 		token, err := os.ReadFile(file)
 		if err != nil {
 			return nil, fmt.Errorf("read the compute resource token: %w", err)
@@ -39,45 +46,65 @@ func ComputeResource(file, profileName string) TokenSource {
 			"grant_type": {"urn:ibm:params:oauth:grant-type:cr-token"},
 			"cr_token":   {strings.TrimSpace(string(token))}, "profile_name": {profileName},
 		}, nil
-	}}
+	})
 }
 
 // exchange keeps a token until shortly before its end.
 type exchange struct {
-	form  func() (url.Values, error)
-	mu    sync.Mutex // held while exchanging: who waits needs the answer too
+	form func() (url.Values, error)
+	turn chan struct{} // held while exchanging: who waits needs the answer too
+
 	token string
 	until time.Time
 }
 
-// early is how long before its end a token is replaced.
+func newExchange(form func() (url.Values, error)) *exchange {
+	return &exchange{form: form, turn: make(chan struct{}, 1)}
+}
+
+// early is how long before its end a token is replaced; one that lives shortly
+// is used for three quarters of its time.
 const early = time.Minute
 
-var client = http.Client{Timeout: 10 * time.Second}
-
-func (e *exchange) Token(ctx context.Context, serverURL string, fresh bool) (string, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !fresh && time.Now().Before(e.until) {
+func (e *exchange) Token(ctx context.Context, s Server, refused string) (string, error) {
+	select {
+	case e.turn <- struct{}{}:
+		defer func() { <-e.turn }()
+	case <-ctx.Done():
+		return "", fmt.Errorf("wait for an access token: %w", ctx.Err())
+	}
+	if e.token != refused && s.Now().Before(e.until) {
 		return e.token, nil
 	}
+	asked := s.Now()
+	token, life, err := e.get(ctx, s)
+	if err != nil {
+		return "", err
+	}
+	e.token, e.until = token, asked.Add(life-min(early, life/4))
+	return token, nil
+}
+
+func (e *exchange) get(ctx context.Context, s Server) (token string, life time.Duration, err error) {
 	form, err := e.form()
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, serverURL+"/identity/token", strings.NewReader(form.Encode()))
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/identity/token", strings.NewReader(form.Encode()))
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp, err := client.Do(req)
+	resp, err := s.Client.Do(req)
 	if err != nil {
-		return "", fmt.Errorf("exchange for an access token: %w", err)
+		return "", 0, fmt.Errorf("exchange for an access token: %w", err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return "", fmt.Errorf("exchange for an access token: %w", err)
+		return "", 0, fmt.Errorf("exchange for an access token: %w", err)
 	}
 	var answer struct {
 		Token     string `json:"access_token"`
@@ -86,12 +113,10 @@ func (e *exchange) Token(ctx context.Context, serverURL string, fresh bool) (str
 		Details   string `json:"errorDetails"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return "", fmt.Errorf("exchange for an access token: status %s with a body that is not JSON", resp.Status)
+		return "", 0, fmt.Errorf("exchange for an access token: status %s with a body that is not JSON", resp.Status)
 	}
 	if resp.StatusCode != http.StatusOK || answer.Token == "" {
-		return "", fmt.Errorf("exchange for an access token: status %s: %s %s", resp.Status, answer.Message, answer.Details)
+		return "", 0, fmt.Errorf("exchange for an access token: status %s: %s %s", resp.Status, answer.Message, answer.Details)
 	}
-	e.token = answer.Token
-	e.until = time.Now().Add(time.Duration(answer.ExpiresIn)*time.Second - early)
-	return e.token, nil
+	return answer.Token, time.Duration(min(max(answer.ExpiresIn, 0), 86400)) * time.Second, nil
 }

@@ -16,12 +16,11 @@ import (
 
 // Bounds on the server's keys.
 const (
-	keysFresh    = 5 * time.Minute // then they are fetched again
-	keysUsable   = time.Hour       // how long they count while fetching fails
-	fetchPeriod  = 10 * time.Second
-	clockSkew    = 30 * time.Second
-	maxKeySet    = 1 << 20 // bytes
-	fetchTimeout = 5 * time.Second
+	keysFresh   = 5 * time.Minute // then they are fetched again
+	keysUsable  = time.Hour       // how long they count while fetching fails
+	fetchPeriod = 10 * time.Second
+	clockSkew   = 30 * time.Second
+	maxKeySet   = 1 << 20 // bytes
 )
 
 // algorithms are those that the server can sign with.
@@ -45,7 +44,7 @@ type claims struct {
 // verify checks a token's form, signature, issuer and time.
 func (g *Guard) verify(ctx context.Context, raw string) (Caller, error) {
 	if raw == "" {
-		return Caller{}, fmt.Errorf("%w: send it as Authorization: Bearer TOKEN", ErrUnauthenticated)
+		return Caller{}, errNoToken
 	}
 	t, err := jwt.Parse(raw, algorithms, "", "JWT")
 	if err != nil {
@@ -83,33 +82,48 @@ func (g *Guard) verify(ctx context.Context, raw string) (Caller, error) {
 // keys are the server's public keys, fetched when they are needed.
 type keys struct {
 	cfg     Config
-	mu      sync.Mutex // held while fetching: who waits needs the answer too
+	mu      sync.Mutex
 	set     map[string]jose.JSONWebKey
 	fetched time.Time
-	tried   time.Time
-	err     error // of the last attempt
+	tried   time.Time     // when the last fetch began
+	err     error         // of the last fetch
+	pending chan struct{} // closed when the fetch under way is done; nil without one
 }
 
-// of returns the key with an id. An unknown id causes a fetch, at a bounded
-// rate, so that a rotation is noticed and made-up ids are not passed on.
+// of returns the key with an id. A known key is never waited for: it is used
+// while newer ones are fetched, for the server itself checks the token again
+// before it decides. An unknown id causes a fetch, at a bounded rate, so that a
+// rotation is noticed and made-up ids are not passed on.
 func (k *keys) of(ctx context.Context, id string) (jose.JSONWebKey, error) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	now := k.cfg.Now()
 	key, known := k.set[id]
-	if known && now.Sub(k.fetched) < keysFresh {
+	age := now.Sub(k.fetched)
+	if known && age < keysFresh {
+		k.mu.Unlock()
 		return key, nil
 	}
-	if now.Sub(k.tried) >= fetchPeriod || k.tried.IsZero() {
-		k.tried = now
-		var set map[string]jose.JSONWebKey
-		if set, k.err = k.fetch(ctx); k.err == nil {
-			k.set, k.fetched = set, now
-		}
-		key, known = k.set[id]
+	if k.pending == nil && (k.tried.IsZero() || now.Sub(k.tried) >= fetchPeriod) {
+		k.tried, k.pending = now, make(chan struct{})
+		go k.refresh(context.WithoutCancel(ctx), now)
 	}
+	pending := k.pending
+	k.mu.Unlock()
+	if known && age < keysUsable {
+		return key, nil
+	}
+	if pending != nil {
+		select {
+		case <-pending:
+		case <-ctx.Done():
+			return key, fmt.Errorf("%w: the request ended: %w", ErrUnavailable, ctx.Err())
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	key, known = k.set[id]
 	switch {
-	case known && now.Sub(k.fetched) < keysUsable:
+	case known && k.cfg.Now().Sub(k.fetched) < keysUsable:
 		return key, nil
 	case k.err != nil:
 		return key, fmt.Errorf("%w: %w", ErrUnavailable, k.err)
@@ -117,8 +131,20 @@ func (k *keys) of(ctx context.Context, id string) (jose.JSONWebKey, error) {
 	return key, fmt.Errorf("%w: the server has no key with its id", ErrUnauthenticated)
 }
 
+// refresh fetches the keys and lets go who waits for them.
+func (k *keys) refresh(ctx context.Context, began time.Time) {
+	set, err := k.fetch(ctx)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.err = err; err == nil {
+		k.set, k.fetched = set, began
+	}
+	close(k.pending)
+	k.pending = nil
+}
+
 func (k *keys) fetch(ctx context.Context) (map[string]jose.JSONWebKey, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.cfg.URL+"/identity/keys", nil)
 	if err != nil {

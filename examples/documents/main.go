@@ -26,20 +26,19 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	document := func(r *http.Request) authz.Resource {
-		return authz.Resource{Type: "document", ID: r.PathValue("name")}
-	}
+	// What is asked about and what is opened must be the same name.
+	name := func(r *http.Request) string { return filepath.Base(r.PathValue("name")) }
+	document := func(r *http.Request) authz.Resource { return authz.Resource{Type: "document", ID: name(r)} }
+
 	mux := http.NewServeMux()
 	mux.Handle("GET /documents/{name}", guard.Require("documents.document.read", document)(
-		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			http.ServeFileFS(w, r, root.FS(), filepath.Base(r.PathValue("name")))
-		})))
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, root.FS(), name(r)) })))
 	mux.Handle("PUT /documents/{name}", guard.Require("documents.document.write", document)(
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			caller, _ := authz.CallerOf(r.Context())
 			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
 			if err == nil {
-				err = root.WriteFile(filepath.Base(r.PathValue("name")), body, 0o600)
+				err = root.WriteFile(name(r), body, 0o600)
 			}
 			if err != nil {
 				http.Error(w, "The document could not be written.", http.StatusBadRequest)

@@ -179,7 +179,7 @@ func WithTransaction(next http.Handler) http.Handler {
 		}
 		h := w.Header()
 		h.Set(TransactionHeader, id)
-		if asked := r.Header.Get(requestHeader); saneTransaction(asked) {
+		if asked := r.Header.Get(requestHeader); printable(asked) {
 			h.Set(requestHeader, asked)
 		}
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -187,6 +187,11 @@ func WithTransaction(next http.Handler) http.Handler {
 		h.Set("Pragma", "no-cache")
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), ctxKey{}, id)))
 	})
+}
+
+// printable reports whether a header's value may be sent back as it came.
+func printable(s string) bool {
+	return len(s) <= 256 && strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) < 0 && s != ""
 }
 
 func saneTransaction(id string) bool {
@@ -319,16 +324,14 @@ func Ask[B any](f *Family, pattern, action string, answer func(*Call, *B) (Reply
 	})
 }
 
-// RecordDecision writes the event of a decision that a service asked for, with
-// its trace, so that a refusal can be explained later.
-func (c *Call) RecordDecision(q access.Request, d access.Decision) error {
-	outcome := "Deny"
-	if d.Allowed {
-		outcome = "Permit"
-	}
+// RecordDenial writes the event of a decision against a subject that a service
+// asked about, with its trace, so that it can be explained later. The request
+// itself succeeds.
+func (c *Call) RecordDenial(q access.Request, trace activity.Trace) error {
 	e := c.event(actionEvaluated, Target{TypeURI: "iam-access-management/authorization", Name: q.Action})
-	e.Trace = d.Explain()
-	e.SetReason(http.StatusOK, "")
+	e.Trace = trace
+	e.SetReason(http.StatusForbidden, "No policy allows "+q.Subject+" to "+q.Action+".")
+	e.Severity = activity.Warning // it is the asking service's everyday business
 	request, err := json.Marshal(map[string]any{
 		"action": q.Action, "subject.attributes": map[string]string{"id": q.Subject, "accountId": q.AccountID}, "resource.attributes": q.Resource,
 	})
@@ -336,7 +339,7 @@ func (c *Call) RecordDecision(q access.Request, d access.Decision) error {
 		return fault.Of(fmt.Errorf("encode the decision's event: %w", err))
 	}
 	e.RequestData = request
-	e.ResponseData = json.RawMessage(`{"decision":"` + outcome + `","isEnforced":true}`)
+	e.ResponseData = json.RawMessage(`{"decision":"Deny","isEnforced":true}`)
 	return c.Journal.Record(c.R.Context(), e)
 }
 

@@ -9,7 +9,6 @@ package authzen
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"net/http"
 	"strings"
@@ -150,7 +149,7 @@ func (h *handler) decide(c *api.Call, q question) (answer, error) {
 		c.Usage.Permit(d.Policy.ID, c.Now())
 		return out, nil
 	}
-	return out, c.RecordDecision(request, d)
+	return out, c.RecordDenial(request, d.Explain())
 }
 
 // recordGone writes the event of a refusal that no policy was asked about: the
@@ -162,26 +161,7 @@ func recordGone(c *api.Call, q access.Request, why error) error {
 	for _, check := range access.Decide(c.Directory, access.Request{}).Explain() {
 		t.Skip(check.Name)
 	}
-	cfg := *c.Config
-	cfg.Journal = instead{c.Journal, t}
-	family := *c.Family
-	family.Config = &cfg
-	call := *c
-	call.Family = &family
-	return call.RecordDecision(q, access.Decision{})
-}
-
-// instead records a refusal with a trace of its own.
-type instead struct {
-	api.Recorder
-	trace activity.Trace
-}
-
-func (i instead) Record(ctx context.Context, events ...*activity.Event) error {
-	for _, e := range events {
-		e.Trace = i.trace
-	}
-	return i.Recorder.Record(ctx, events...)
+	return c.RecordDenial(q, t)
 }
 
 // reason says in a few words what decided. What a policy holds is not for the

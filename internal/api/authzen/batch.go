@@ -96,7 +96,7 @@ func (h *handler) recordRefusedAsker(c *api.Call, q question) error {
 	asked := access.Request{
 		Subject: c.Caller.IAMID, AccountID: c.Account(), Action: access.ActionDecide, Resource: request.Resource, Time: c.Now(),
 	}
-	return c.RecordDecision(asked, access.Decide(c.Directory, asked))
+	return c.RecordDenial(asked, access.Decide(c.Directory, asked).Explain())
 }
 
 // configuration serves the metadata of the decision point

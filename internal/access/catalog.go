@@ -32,6 +32,7 @@ type Catalog struct {
 	roles    map[string]*Role // by CRN
 	common   map[string]actionSet
 	plans    map[string]*Plan
+	made     map[*RegisteredService]*Service // before custom roles joined them
 }
 
 // Service is one service that policies can be about.
@@ -241,21 +242,34 @@ func (s *Service) ask(c *Catalog) error {
 // it is. A service or role that does not fit any more, because a newer program
 // brings one of the same name, is left out.
 func (c *Catalog) With(services []*RegisteredService, roles []*CustomRole) *Catalog {
+	return c.WithAgain(nil, services, roles)
+}
+
+// WithAgain is With for an account whose catalog before a change is at hand,
+// or nil. It takes the services over that are the same objects still: to work
+// out the actions of all roles of many services takes its time.
+func (c *Catalog) WithAgain(before *Catalog, services []*RegisteredService, roles []*CustomRole) *Catalog {
 	if len(services) == 0 && len(roles) == 0 {
 		return c
 	}
 	out := &Catalog{
 		services: slices.Clone(c.services), byName: maps.Clone(c.byName), roles: maps.Clone(c.roles),
-		common: c.common, plans: maps.Clone(c.plans),
+		common: c.common, plans: maps.Clone(c.plans), made: map[*RegisteredService]*Service{},
 	}
 	services = slices.SortedFunc(slices.Values(services), func(a, b *RegisteredService) int { return cmp.Compare(a.Name, b.Name) })
 	for _, s := range services {
 		// add leaves roles behind when it fails halfway; a service that was
 		// valid when it was registered fails only for its name or its plans,
 		// which are looked at first.
-		if s.conflicts(out) == nil {
-			_ = out.add(s.Definition)
+		if s.conflicts(out) != nil {
+			continue
 		}
+		if made := before.madeOf(s); made != nil {
+			out.adopt(made)
+		} else if out.add(s.Definition) != nil {
+			continue
+		}
+		out.made[s] = out.byName[s.Name]
 	}
 	roles = slices.SortedFunc(slices.Values(roles), func(a, b *CustomRole) int { return cmp.Compare(a.Name, b.Name) })
 	for _, r := range roles {
@@ -273,6 +287,34 @@ func (c *Catalog) With(services []*RegisteredService, roles []*CustomRole) *Cata
 		out.roles[role.CRN] = role
 		out.replace(s)
 	}
+	return out
+}
+
+func (c *Catalog) madeOf(s *RegisteredService) *Service {
+	if c == nil {
+		return nil
+	}
+	return c.made[s]
+}
+
+// adopt adds a service that another catalog over the same built-in one made.
+func (c *Catalog) adopt(s *Service) {
+	for _, r := range s.Roles {
+		c.roles[r.CRN] = r
+	}
+	for _, p := range s.Plans {
+		c.plans[p.ID] = p
+	}
+	c.services = append(c.services, s)
+	c.byName[s.Name] = s
+}
+
+// Without returns the catalog as far as names and plans go without a service,
+// to hold a new definition of that service against.
+func (c *Catalog) Without(service string) *Catalog {
+	out := &Catalog{byName: maps.Clone(c.byName), roles: c.roles, common: c.common, plans: maps.Clone(c.plans)}
+	delete(out.byName, service)
+	maps.DeleteFunc(out.plans, func(_ string, p *Plan) bool { return p.Service == service })
 	return out
 }
 

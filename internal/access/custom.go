@@ -19,6 +19,7 @@ const (
 	MaxActionsPerService     = 1000
 	MaxRolesPerService       = 50
 	MaxPlansPerService       = 50
+	MaxGrantsPerService      = 10_000 // actions of all roles together, those of the roles that they extend included
 )
 
 // CustomRole is a role that an account has made for one service
@@ -134,7 +135,24 @@ func (s *RegisteredService) Validate(builtin *Catalog) error {
 	for crn, r := range builtin.roles {
 		probe.roles[crn] = r
 	}
-	return probe.add(s.Definition)
+	if err := probe.add(s.Definition); err != nil {
+		return err
+	}
+	grants := 0
+	for _, table := range []map[string]RoleDefinition{s.Platform, s.ServiceRoles} {
+		r := resolve(table)
+		for name := range table {
+			actions, err := r.actions(name)
+			if err != nil {
+				return err
+			}
+			grants += len(actions)
+		}
+	}
+	if grants > MaxGrantsPerService {
+		return fmt.Errorf("the roles have %d actions together, those of the roles that they extend included, and may have %d", grants, MaxGrantsPerService)
+	}
+	return nil
 }
 
 func (s *RegisteredService) texts() []string {

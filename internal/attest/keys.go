@@ -196,6 +196,11 @@ func fetch(ctx context.Context, c *cluster.Cluster) ([]jose.JSONWebKey, error) {
 		Issuer  string `json:"issuer"`
 		JWKSURI string `json:"jwks_uri"`
 	}
+	// OpenID Connect Discovery 1.0 section 2. With a query the path would not be
+	// that of a discovery document but whatever the issuer says.
+	if strings.Contains(c.Issuer, "?") {
+		return nil, fmt.Errorf("issuer %q has a query, so there is no discovery document; register its keys", c.Issuer)
+	}
 	doc, err := get(ctx, client, strings.TrimSuffix(c.Issuer, "/")+"/.well-known/openid-configuration")
 	if err != nil {
 		return nil, err

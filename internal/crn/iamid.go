@@ -42,7 +42,7 @@ func KindOf(iamID string) Kind {
 // one kind never passes for another.
 var reservedRealms = map[string]bool{
 	"": true, "iam": true, "crn": true,
-	"Profile": true, "ServiceId": true, "AccessGroupId": true, "ApiKey": true, "ClaimRule": true, "Link": true,
+	"Profile": true, "ServiceId": true, "AccessGroupId": true, "ApiKey": true, "ClaimRule": true, "Link": true, "Idp": true,
 }
 
 // IAMID returns the IAM ID of a profile or service ID from its bare id.

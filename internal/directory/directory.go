@@ -150,7 +150,7 @@ type Directory struct {
 	Reclamations           *Table[resource.Reclamation]
 	ReclamationsByAccount  *Index[resource.Reclamation]
 
-	catalogs sync.Map // by account: the catalog with its own services and roles
+	catalogs sync.Map // by account: *accountCatalog
 }
 
 // SigningKey is a key pair of this installation, its private half sealed.
@@ -205,20 +205,64 @@ func (d *Directory) Builtin() *access.Catalog { return d.cfg.Catalog }
 // Catalog implements [access.View]: the built-in services and roles with those
 // that the account has added.
 func (d *Directory) Catalog(accountID string) *access.Catalog {
-	if c, ok := d.catalogs.Load(accountID); ok {
-		if c, ok := c.(*access.Catalog); ok {
-			return c
-		}
+	known := d.knownCatalog(accountID)
+	if known != nil && !known.stale {
+		return known.catalog
 	}
+	var before *access.Catalog
+	if known != nil {
+		before = known.catalog
+	}
+	d.mu.RLock()
+	now := accountCatalog{
+		services: slices.Clone(d.ServicesByAccount.rows[accountID]), roles: slices.Clone(d.CustomRolesByAccount.rows[accountID]),
+	}
+	d.mu.RUnlock()
+	// Made without the lock: an account with many services would hold up all
+	// others.
+	now.catalog = d.cfg.Catalog.WithAgain(before, now.services, now.roles)
 	// Stored under the lock that changes take, so that an older catalog never
 	// replaces a newer one.
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	c := d.cfg.Catalog.With(d.ServicesByAccount.rows[accountID], d.CustomRolesByAccount.rows[accountID])
-	if c != d.cfg.Catalog {
-		d.catalogs.Store(accountID, c)
+	switch {
+	case !d.upToDate(accountID, &now):
+	case now.catalog == d.cfg.Catalog:
+		d.catalogs.Delete(accountID)
+	default:
+		d.catalogs.Store(accountID, &now)
 	}
-	return c
+	return now.catalog
+}
+
+// accountCatalog is an account's catalog and what it was made of.
+type accountCatalog struct {
+	catalog  *access.Catalog
+	services []*access.RegisteredService
+	roles    []*access.CustomRole
+	stale    bool // kept only for the next one to be made from
+}
+
+func (d *Directory) knownCatalog(accountID string) *accountCatalog {
+	value, _ := d.catalogs.Load(accountID)
+	known, _ := value.(*accountCatalog)
+	return known
+}
+
+func (d *Directory) upToDate(accountID string, c *accountCatalog) bool {
+	return slices.Equal(c.services, d.ServicesByAccount.rows[accountID]) && slices.Equal(c.roles, d.CustomRolesByAccount.rows[accountID])
+}
+
+// outdateCatalogs takes the catalogs out of use whose services or roles have
+// changed.
+func (d *Directory) outdateCatalogs() {
+	d.catalogs.Range(func(key, value any) bool {
+		accountID, _ := key.(string)
+		if c, ok := value.(*accountCatalog); ok && !c.stale && !d.upToDate(accountID, c) {
+			d.catalogs.Store(key, &accountCatalog{catalog: c.catalog, stale: true})
+		}
+		return true
+	})
 }
 
 // StaticGroupsOf returns the ids of the access groups that somebody has put an
@@ -392,7 +436,7 @@ func (d *Directory) Update(ctx context.Context, by string, f func(*Tx) error) er
 		apply()
 	}
 	if slices.ContainsFunc(tx.touched, func(kind string) bool { return kind == kindService || kind == kindCustomRole }) {
-		d.catalogs.Clear()
+		d.outdateCatalogs()
 	}
 	d.mu.Unlock()
 	d.notify(tx.touched)

@@ -87,20 +87,30 @@ func (s *Service) Federated(ctx context.Context, o Origin, r FederatedRequest) (
 func (a *attempt) enter(ctx context.Context, proof attest.UserProof, scope string) (Answer, error) {
 	d := a.svc.cfg.Directory
 	account := proof.Provider.AccountID
+	// Who is not let in binds no invitation and joins no group.
+	if f := a.admit(account); f != nil {
+		a.skip(CheckUser)
+		return Answer{}, a.refuse(ctx, f)
+	}
 	var user *identity.User
+	hint := "invite the person under an e-mail address that the provider has verified"
 	err := d.Update(ctx, "federated login", func(tx *directory.Tx) error {
 		found := a.svc.userOf(proof)
-		if found == nil || found.Disabled {
+		if found == nil {
 			return nil
 		}
-		user = found
+		if found.Disabled {
+			hint = "user " + found.IAMID + " is disabled; enable him"
+			return nil
+		}
+		user, tx.By = found, found.IAMID
 		if found.Invited || found.Subject == "" {
 			bound := *found
 			bound.Issuer, bound.Subject, bound.Invited = proof.Provider.Issuer, proof.Subject, false
 			d.Users.Put(tx, &bound)
 			user = &bound
+			tx.Record(a.svc.accepted(a, tx.Now, user))
 		}
-		tx.By = user.IAMID
 		a.svc.joinGroups(tx, a, user, proof.User)
 		return nil
 	})
@@ -108,7 +118,7 @@ func (a *attempt) enter(ctx context.Context, proof attest.UserProof, scope strin
 		return Answer{}, a.refuse(ctx, fault.Of(err))
 	}
 	if user == nil {
-		a.trace.Fail(CheckUser, "a user of account "+account, proof.User.Name, "invite the person under an e-mail address that the provider has verified")
+		a.trace.Fail(CheckUser, "a user of account "+account, proof.User.Name, hint)
 		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeUserGone, "Provided user not found or active"))
 	}
 	a.trace.Pass(CheckUser, "a user of account "+account, user.IAMID)
@@ -134,11 +144,46 @@ func (s *Service) userOf(proof attest.UserProof) *identity.User {
 			}
 			continue
 		}
-		if u.Invited && proof.Email != "" && strings.EqualFold(u.Email, proof.Email) {
+		if u.Invited && proof.Email != "" && sameAddress(u.Email, proof.Email) {
 			invited = u
 		}
 	}
 	return invited
+}
+
+// sameAddress compares e-mail addresses without regard to the case of ASCII
+// letters alone: other letters fold onto them (ſ is an s, the Kelvin sign a k),
+// and whoever has an address with one of those is somebody else.
+func sameAddress(a, b string) bool {
+	fold := func(s string) string {
+		return strings.Map(func(r rune) rune {
+			if 'A' <= r && r <= 'Z' {
+				r += 'a' - 'A'
+			}
+			return r
+		}, s)
+	}
+	return fold(a) == fold(b)
+}
+
+// accepted is the event of an invitation that is taken up: the user is bound to
+// a person of the identity provider from here on.
+func (s *Service) accepted(a *attempt, now time.Time, user *identity.User) *activity.Event {
+	e := &activity.Event{
+		ID: uuid.NewString(), Time: activity.Time{Time: now}, Action: "user-management.user.update", AccountID: user.AccountID,
+		Message: "User Management: update user " + user.Name, Severity: activity.Warning, CorrelationID: a.origin.TransactionID,
+		LogSourceCRN: s.cfg.Names.Of("user-management", "global", user.AccountID, "", "", "").String(),
+		Initiator:    a.event.Initiator,
+		Target: activity.Target{
+			ID:   s.cfg.Names.Of("user-management", "", user.AccountID, "", "user", user.IAMID).String(),
+			Name: user.Name, TypeURI: "user-management/user",
+		},
+		Observer:     activity.Observer{Name: "ActivityTracker"},
+		ResponseData: object(map[string]string{"iam_id": user.IAMID, "state": "ACTIVE", "issuer": user.Issuer, "subject": activity.Clip(user.Subject)}),
+	}
+	e.Initiator.ID, e.Initiator.AuthnID = user.IAMID, user.IAMID
+	e.SetReason(200, "")
+	return e
 }
 
 // joinGroups replaces the user's dynamic memberships by those that the
@@ -160,8 +205,9 @@ func (s *Service) joinGroups(tx *directory.Tx, a *attempt, user *identity.User, 
 			GroupID: r.GroupID, RuleID: r.ID, Revision: r.Revision,
 			Since: tx.Now, Until: tx.Now.Add(time.Duration(r.Expiration) * time.Hour),
 		}
+		twice := slices.ContainsFunc(next.Groups, func(x access.DynamicMember) bool { return x.GroupID == m.GroupID })
 		next.Groups = append(next.Groups, m)
-		if !had || !slices.ContainsFunc(old.Groups, func(x access.DynamicMember) bool { return x.GroupID == m.GroupID && tx.Now.Before(x.Until) }) {
+		if !twice && !(had && s.isIn(old, m.GroupID, tx.Now)) {
 			tx.Record(s.joined(a, tx.Now, user, r))
 		}
 	}
@@ -171,6 +217,15 @@ func (s *Service) joinGroups(tx *directory.Tx, a *attempt, user *identity.User, 
 	case had:
 		d.Memberships.Delete(tx, old)
 	}
+}
+
+// isIn reports whether one of the memberships puts its owner into a group now:
+// a rule that has changed or is gone has ended it.
+func (s *Service) isIn(m *access.Membership, group string, now time.Time) bool {
+	return slices.ContainsFunc(m.Groups, func(x access.DynamicMember) bool {
+		rule, ok := s.cfg.Directory.GroupRules.Get(x.RuleID)
+		return x.GroupID == group && now.Before(x.Until) && ok && rule.Revision == x.Revision && rule.GroupID == group
+	})
 }
 
 // joined is the event of a membership that begins.

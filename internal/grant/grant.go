@@ -108,6 +108,7 @@ type attempt struct {
 	with    []*activity.Event // recorded in the same commit as the login's
 
 	assigned  bool           // the event belongs to the account it was aimed at
+	admitted  string         // the account that admit has let the caller into
 	elsewhere []attest.Aimed // further accounts in whose logs a refusal stands
 	request   map[string]string
 }
@@ -132,9 +133,13 @@ func (s *Service) begin(grant, action, what string, o Origin) *attempt {
 	}
 }
 
-// admit holds what every grant must meet at the end: the account is open, and
-// its settings let in the caller's address.
+// admit holds what every grant must meet: the account is open, and its settings
+// let in the caller's address. A grant that changes anything asks before it
+// does; issue asks for the others.
 func (a *attempt) admit(account string) *fault.Error {
+	if a.admitted == account {
+		return nil
+	}
 	d := a.svc.cfg.Directory
 	if acc, ok := d.Accounts.Get(account); !ok || acc.Closed() {
 		a.trace.Fail(CheckAccount, "an open account", account+" is closed", "the installation's operator can open it again")
@@ -153,6 +158,7 @@ func (a *attempt) admit(account string) *fault.Error {
 		allowed = "any address"
 	}
 	a.trace.Pass(CheckAddress, allowed, a.origin.Address)
+	a.admitted = account
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,21 +42,27 @@ type stack struct {
 	tokens *token.Issuer
 	grants *grant.Service
 
+	ahead atomic.Int64 // how far the clock of the grants is ahead, in ns
+
 	mu   sync.Mutex
 	told []string // by Observe
 }
+
+func (s *stack) now() time.Time          { return time.Now().Add(time.Duration(s.ahead.Load())) }
+func (s *stack) advance(d time.Duration) { s.ahead.Add(int64(d)) }
 
 func start(t *testing.T) *stack {
 	t.Helper()
 	s := &stack{Env: apitest.New(t)}
 	s.d = s.Config.Directory
-	s.tokens = &token.Issuer{Keys: s.ring("access-token", "", nil), URL: issuerURL, Now: time.Now}
+	s.tokens = &token.Issuer{Keys: s.ring("access-token", "", nil), URL: issuerURL, Now: s.now}
 	s.grants = grant.New(grant.Config{
 		Directory:  s.d,
-		Kubernetes: &attest.Kubernetes{Clusters: s.d, Keys: &attest.Keys{Now: time.Now}, Now: time.Now},
-		Instances:  &attest.Instances{Hosts: s.d, Region: region, Now: time.Now},
-		Tokens:     s.tokens, Sealer: s.Sealer, Journal: s.Config.Journal, Names: crn.DefaultNames, Now: time.Now,
-		OperatorAccount: s.Owner.AccountID,
+		Kubernetes: &attest.Kubernetes{Clusters: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
+		Instances:  &attest.Instances{Hosts: s.d, Region: region, Now: s.now},
+		Users:      &attest.Users{Providers: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
+		Tokens:     s.tokens, Sealer: s.Sealer, Journal: s.Config.Journal, Names: crn.DefaultNames, Now: s.now,
+		OperatorAccount: s.Owner.AccountID, Usage: s.Usage,
 		Observe: func(grant, outcome string, took time.Duration) {
 			s.mu.Lock()
 			defer s.mu.Unlock()

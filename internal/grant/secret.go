@@ -91,10 +91,12 @@ func (a *attempt) keyed(ctx context.Context, key *identity.APIKey, scope string,
 	return answer, nil
 }
 
-// sessionLife is how long a session can be refreshed in an account.
+// sessionLife is how long a session can be refreshed in an account: not longer
+// than keys are kept to verify its refresh tokens.
 func (s *Service) sessionLife(account string) time.Duration {
 	settings := s.cfg.Directory.SettingsOf(account)
-	return min(identity.Seconds(settings.SessionExpiration, token.RefreshLife), identity.Seconds(settings.RefreshTokenLife, token.RefreshLife))
+	return min(token.RefreshLife,
+		identity.Seconds(settings.SessionExpiration, token.RefreshLife), identity.Seconds(settings.RefreshTokenLife, token.RefreshLife))
 }
 
 // DefaultClient is the client id of callers that do not authenticate as one;
@@ -160,9 +162,17 @@ func (s *Service) Assume(ctx context.Context, o Origin, r AssumeRequest) (Answer
 		a.trace.Fail(CheckCredential, "a valid access token", err.Error(), "get a new access token")
 		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeInvalidToken, "Provided token is invalid").Because(err))
 	}
-	a.trace.Pass(CheckCredential, "a valid access token", c.IAMID)
 	a.event.AccountID = c.Account.BSS
 	a.initiate(*c)
+	// The token's own account decides where it may be used, also when it is to
+	// be exchanged for one of another account.
+	if settings := s.cfg.Directory.SettingsOf(c.Account.BSS); !settings.Admits(o.Address) {
+		a.trace.Fail(CheckCredential, "an access token used from "+settings.AllowedAddresses, o.Address, "use the token from an address that its account allows")
+		a.skip(CheckSelector, CheckProfile, CheckTrust)
+		return Answer{}, a.refuse(ctx, fault.New(fault.Unauthenticated, CodeAddress, "Access from this IP address is not allowed.").
+			WithDetail("The settings of the token's account do not allow the address %s.", o.Address))
+	}
+	a.trace.Pass(CheckCredential, "a valid access token", c.IAMID)
 	switch {
 	case r.Profile.empty():
 		a.trace.Fail(CheckSelector, "profile_id, profile_crn or profile_name", "(none)", "name the trusted profile")
@@ -331,6 +341,9 @@ func (s *Service) Holder(ctx context.Context, o Origin, secret string) (*token.C
 	a.event.Initiator.Credential.Type = "apikey"
 	a.initiate(c)
 	a.trace.Pass(CheckCredential, "an enabled API key", key.ID)
+	if f := a.admit(key.AccountID); f != nil {
+		return nil, a.refuse(ctx, f)
+	}
 	a.event.SetReason(http.StatusOK, "")
 	if err := a.record(ctx); err != nil {
 		return nil, err
@@ -352,6 +365,12 @@ func (s *Service) Caller(raw string) (*token.Claims, error) {
 		key, ok := d.APIKeys.Get(c.KeyID)
 		if !ok || key.Disabled || key.Expired(s.cfg.Now()) {
 			return nil, ErrSubjectGone
+		}
+		// In a profile session the key is that of whoever put the profile on.
+		if key.IAMID != c.IAMID {
+			if err := s.Live(key.AccountID, key.IAMID); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if err := s.Live(c.Account.BSS, c.IAMID); err != nil {

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -66,7 +67,7 @@ func DefaultSettings(accountID string) *Settings {
 // for one that is not set.
 func Seconds(setting string, def time.Duration) time.Duration {
 	n, err := strconv.Atoi(setting)
-	if err != nil || n <= 0 {
+	if err != nil || n <= 0 || time.Duration(n) > math.MaxInt64/time.Second {
 		return def
 	}
 	return time.Duration(n) * time.Second
@@ -117,31 +118,36 @@ func ParseAddresses(list string) ([]AddressRange, error) {
 }
 
 func parseAddress(item string) (AddressRange, error) {
-	if from, to, ok := strings.Cut(item, "-"); ok {
-		a, err := netip.ParseAddr(strings.TrimSpace(from))
+	if strings.Contains(item, "/") {
+		p, err := netip.ParsePrefix(item)
 		if err != nil {
 			return AddressRange{}, err
 		}
-		b, err := netip.ParseAddr(strings.TrimSpace(to))
+		if p.Addr().Is4In6() {
+			return AddressRange{}, &rangeError{item, "a prefix; write IPv4 addresses with dots alone"}
+		}
+		p = p.Masked()
+		return AddressRange{p.Addr(), lastOf(p)}, nil
+	}
+	first, last, ranged := strings.Cut(item, "-")
+	if !ranged {
+		last = first
+	}
+	var ends [2]netip.Addr
+	for i, end := range []string{first, last} {
+		a, err := netip.ParseAddr(strings.TrimSpace(end))
 		if err != nil {
 			return AddressRange{}, err
 		}
-		a, b = a.Unmap(), b.Unmap()
-		if a.Is4() != b.Is4() || b.Less(a) {
-			return AddressRange{}, &rangeError{item}
+		if a.Zone() != "" {
+			return AddressRange{}, &rangeError{item, "an address without a zone"}
 		}
-		return AddressRange{a, b}, nil
+		ends[i] = a.Unmap()
 	}
-	if !strings.Contains(item, "/") {
-		a, err := netip.ParseAddr(item)
-		return AddressRange{a.Unmap(), a.Unmap()}, err
+	if ends[0].Is4() != ends[1].Is4() || ends[1].Less(ends[0]) {
+		return AddressRange{}, &rangeError{item, "a range of addresses of one family, the lower one first"}
 	}
-	p, err := netip.ParsePrefix(item)
-	if err != nil {
-		return AddressRange{}, err
-	}
-	p = p.Masked()
-	return AddressRange{p.Addr(), lastOf(p)}, nil
+	return AddressRange{ends[0], ends[1]}, nil
 }
 
 // lastOf returns the highest address of a prefix.
@@ -154,11 +160,9 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return a
 }
 
-type rangeError struct{ item string }
+type rangeError struct{ item, wanted string }
 
-func (e *rangeError) Error() string {
-	return strconv.Quote(e.item) + " is not a range of addresses of one family, the lower one first"
-}
+func (e *rangeError) Error() string { return strconv.Quote(e.item) + " is not " + e.wanted }
 
 // Preference is a value that a service keeps for an identity.
 type Preference struct {

@@ -95,9 +95,9 @@ func (s *Sweeper) due(now time.Time) []removal {
 	var out []removal
 	d := s.Directory
 	for _, p := range d.Policies.All() {
-		if s.policyDue(p, now) {
+		if PolicyDue(p, now) {
 			out = append(out, func(tx *directory.Tx) {
-				if p, ok := d.Policies.Get(p.ID); ok && s.policyDue(p, now) {
+				if p, ok := d.Policies.Get(p.ID); ok && PolicyDue(p, now) {
 					d.Policies.Delete(tx, p)
 					s.record(tx, p.AccountID, "iam-am.policy.purge", "iam-am/policy", "iam-access-management", "policy", p.ID, p.ID)
 				}
@@ -132,8 +132,13 @@ func (s *Sweeper) due(now time.Time) []removal {
 	return out
 }
 
-func (s *Sweeper) policyDue(p *access.Policy, now time.Time) bool {
-	return p.State == access.Deleted && now.Sub(p.DeletedAt) >= DeletedPolicies
+// PolicyDue reports whether a deleted policy can no longer be restored.
+func PolicyDue(p *access.Policy, now time.Time) bool {
+	deleted := p.DeletedAt
+	if deleted.IsZero() {
+		deleted = p.ModifiedAt // deleted by a program that did not write down when
+	}
+	return p.State == access.Deleted && now.Sub(deleted) >= DeletedPolicies
 }
 
 func membershipOver(m *access.Membership, now time.Time) bool {

@@ -93,9 +93,11 @@ func NewEvent(e *activity.Event) (Event, error) {
 	}, nil
 }
 
-// StoredEvent is an event with its place in the log.
+// StoredEvent is an event with its place in the log. Time is the exact one,
+// which the document rounds.
 type StoredEvent struct {
 	Position Position
+	Time     time.Time
 	Doc      json.RawMessage
 }
 

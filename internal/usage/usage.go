@@ -1,9 +1,10 @@
 // Package usage counts how often, and remembers when last, an identity or an
 // API key was used to log in and a policy allowed something. The counts are
 // kept in memory and written every few seconds. Logins are counted from their
-// events: what a crash took away is counted again from the activity log.
-// Permits leave no event of their own, so a crash loses those of the last few
-// seconds.
+// events: what a crash took away is counted again from the activity log. Only
+// of two logins of one identity that overlapped the last write, one may be
+// missed. Permits leave no event of their own, so a crash loses those of the
+// last few seconds.
 package usage
 
 import (
@@ -46,7 +47,12 @@ type Tracker struct {
 type counter struct {
 	count int64
 	last  time.Time
+	found time.Time // last as Open found it: logins up to here are in the count
 }
+
+// overlap is how long a login may take to be counted after it began. The log
+// is read again from so long before the mark.
+const overlap = time.Minute
 
 // markID is the id of the record whose time says up to where logins are in the
 // records.
@@ -59,14 +65,14 @@ func Open(ctx context.Context, cfg Config, log Log) (*Tracker, error) {
 	}
 	t := &Tracker{cfg: cfg, counts: map[string]*counter{}, dirty: map[string]struct{}{}}
 	for _, u := range cfg.Directory.Usage.All() {
-		t.counts[u.ID] = &counter{u.Count, u.Last}
+		t.counts[u.ID] = &counter{count: u.Count, last: u.Last, found: u.Last}
 	}
 	// Without a mark the installation is older than its records: the whole log
 	// is counted, once.
 	q := store.Query{AllAccounts: true, Outcome: activity.Success, Limit: 1000}
 	if mark, ok := cfg.Directory.Usage.Get(markID); ok {
 		t.mark = mark.Last
-		q.Since = mark.Last.Add(time.Nanosecond)
+		q.Since = mark.Last.Add(-overlap)
 	}
 	for {
 		page, err := log.Events(ctx, q)
@@ -78,7 +84,8 @@ func Open(ctx context.Context, cfg Config, log Log) (*Tracker, error) {
 			if err := json.Unmarshal(stored.Doc, &e); err != nil {
 				return nil, fmt.Errorf("count the login at %s: %w", stored.Position, err)
 			}
-			t.Login(&e)
+			e.Time.Time = stored.Time
+			t.login(&e, true)
 		}
 		if len(page) < q.Limit {
 			return t, nil
@@ -89,12 +96,20 @@ func Open(ctx context.Context, cfg Config, log Log) (*Tracker, error) {
 
 // Login counts the event of a login that succeeded; other events are ignored.
 func (t *Tracker) Login(e *activity.Event) {
-	if t == nil || e.Outcome != activity.Success || !strings.HasSuffix(e.Action, ".login") {
+	if t != nil {
+		t.login(e, false)
+	}
+}
+
+// login counts a login; one that is read again counts only for what does not
+// have it yet, because a crash may have come between two batches of one write.
+func (t *Tracker) login(e *activity.Event, again bool) {
+	if e.Outcome != activity.Success || !strings.HasSuffix(e.Action, ".login") {
 		return
 	}
-	t.add(directory.UserKey(e.AccountID, e.Initiator.ID), e.Time.Time)
+	t.add(directory.UserKey(e.AccountID, e.Initiator.ID), e.Time.Time, again)
 	if key := e.Target.ID[strings.LastIndexByte(e.Target.ID, ':')+1:]; strings.HasPrefix(key, "ApiKey-") {
-		t.add(key, e.Time.Time)
+		t.add(key, e.Time.Time, again)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -106,11 +121,11 @@ func (t *Tracker) Login(e *activity.Event) {
 // Permit counts that a policy allowed something.
 func (t *Tracker) Permit(policyID string, at time.Time) {
 	if t != nil {
-		t.add(policyID, at)
+		t.add(policyID, at, false)
 	}
 }
 
-func (t *Tracker) add(id string, at time.Time) {
+func (t *Tracker) add(id string, at time.Time, again bool) {
 	if id == "" || id == markID {
 		return
 	}
@@ -120,6 +135,9 @@ func (t *Tracker) add(id string, at time.Time) {
 	if !ok {
 		c = &counter{}
 		t.counts[id] = c
+	}
+	if again && !at.After(c.found) {
+		return
 	}
 	t.dirty[id] = struct{}{}
 	c.count++

@@ -237,7 +237,7 @@ func notFound(id string) error {
 // over reports whether a deleted policy has been kept for its time. It is
 // removed soon after.
 func over(c *api.Call, p *access.Policy) bool {
-	return p.State == access.Deleted && c.Now().Sub(p.DeletedAt) >= retention.DeletedPolicies
+	return retention.PolicyDue(p, c.Now())
 }
 
 // grantable refuses the caller unless he may let a policy take effect.

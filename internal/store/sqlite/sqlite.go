@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -441,7 +442,7 @@ func (s *Store) eventsOf(ctx context.Context, day int, q store.Query, out []stor
 		add("seq < ?", q.Before.Seq)
 	}
 	args = append(args, q.Limit-len(out))
-	rows, err := s.read.QueryContext(ctx, fmt.Sprintf("SELECT seq, doc FROM events_%d WHERE %s ORDER BY seq DESC LIMIT ?",
+	rows, err := s.read.QueryContext(ctx, fmt.Sprintf("SELECT seq, time, doc FROM events_%d WHERE %s ORDER BY seq DESC LIMIT ?",
 		day, strings.Join(where, " AND ")), args...)
 	if err != nil {
 		return nil, err
@@ -449,9 +450,11 @@ func (s *Store) eventsOf(ctx context.Context, day int, q store.Query, out []stor
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		e := store.StoredEvent{Position: store.Position{Day: day}}
-		if err := rows.Scan(&e.Position.Seq, (*[]byte)(&e.Doc)); err != nil {
+		var nanos int64
+		if err := rows.Scan(&e.Position.Seq, &nanos, (*[]byte)(&e.Doc)); err != nil {
 			return nil, err
 		}
+		e.Time = time.Unix(0, nanos).UTC()
 		out = append(out, e)
 	}
 	return out, rows.Err()

@@ -3,10 +3,13 @@ package sqlite_test
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tabard.dev/tabard/internal/store"
 	"tabard.dev/tabard/internal/store/sqlite"
@@ -124,6 +127,195 @@ func TestTheFilesAreForTheirOwnerOnly(t *testing.T) {
 	for _, f := range files {
 		if info, err := f.Info(); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s has mode %v, %v", f.Name(), info.Mode(), err)
+		}
+	}
+}
+
+// version1 is what the first version of the program made of an empty file, and
+// of a day that has events.
+const (
+	version1 = `
+CREATE TABLE objects (
+	kind     TEXT NOT NULL,
+	id       TEXT NOT NULL,
+	revision INTEGER NOT NULL,
+	doc      BLOB NOT NULL,
+	PRIMARY KEY (kind, id)
+) WITHOUT ROWID;
+CREATE TABLE unique_keys (
+	key  TEXT PRIMARY KEY,
+	kind TEXT NOT NULL,
+	id   TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX unique_keys_object ON unique_keys (kind, id);
+CREATE TABLE schema_version (version INTEGER NOT NULL);
+INSERT INTO schema_version VALUES (1);
+INSERT INTO objects VALUES ('k', 'a', 3, '{"a":3}');
+INSERT INTO unique_keys VALUES ('x', 'k', 'a');
+`
+	version1Day = `
+CREATE TABLE events_%[1]d (
+	seq         INTEGER PRIMARY KEY,
+	time        INTEGER NOT NULL,
+	account     TEXT NOT NULL,
+	correlation TEXT NOT NULL,
+	action      TEXT NOT NULL,
+	outcome     TEXT NOT NULL,
+	doc         BLOB NOT NULL
+);
+CREATE INDEX events_%[1]d_correlation ON events_%[1]d (correlation);
+INSERT INTO events_%[1]d (time, account, correlation, action, outcome, doc) VALUES (%[2]d, 'a', 'c', 'x.y.create', 'success', '{"n":%[1]d}'), (%[2]d, 'b', 'c', 'x.y.create', 'failure', '{}');
+`
+)
+
+func day(n int) time.Time { return time.Date(2026, time.June, n, 12, 0, 0, 0, time.UTC) }
+
+// older makes a file of version 1 with events of some days of June.
+func older(t *testing.T, days ...int) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "tabard.db")
+	script := version1
+	for _, n := range days {
+		script += fmt.Sprintf(version1Day, store.Day(day(n)), day(n).UnixNano())
+	}
+	execute(t, file, script)
+	return file
+}
+
+func execute(t *testing.T, file, script string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(script); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAFileOfTheFirstVersionIsReadAndWrittenOn(t *testing.T) {
+	ctx := context.Background()
+	file := older(t, 1, 2, 15)
+	count := func(s *sqlite.Store, q store.Query) int {
+		t.Helper()
+		q.Limit = 100
+		got, err := s.Events(ctx, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(got)
+	}
+	for opened := range 3 { // brought up to date once, and then opened as it is
+		s := open(t, file)
+		var found []string
+		if err := s.Load(ctx, func(r store.Record) error {
+			found = append(found, fmt.Sprintf("%s/%s@%d", r.Kind, r.ID, r.Revision))
+			return nil
+		}); err != nil || len(found) != 1+opened || found[0] != "k/a@3" {
+			t.Fatalf("objects %q, %v", found, err)
+		}
+		got, err := s.Events(ctx, store.Query{AccountID: "a", CorrelationID: "c", Limit: 10})
+		if err != nil || len(got) != 3 || string(got[2].Doc) != `{"n":20260601}` || !got[2].Time.Equal(day(1)) || got[2].Position.Seq != 1 {
+			t.Fatalf("events %+v, %v", got, err)
+		}
+		if n := count(s, store.Query{AccountID: "a", Changed: "crn"}); n != 2*opened {
+			t.Errorf("%d events of the object, want %d", n, 2*opened)
+		}
+		if n := count(s, store.Query{AccountID: "a", Changed: "success"}); n != 0 {
+			t.Errorf("%d events of no object", n)
+		}
+		// A day that there was, and a new one.
+		event := func(at time.Time) store.Event {
+			return store.Event{Time: at, AccountID: "a", CorrelationID: "d", Action: "x.y.update", Outcome: "success", Changed: "crn", Doc: []byte("{}")}
+		}
+		id := fmt.Sprint("b", opened)
+		if err := s.Commit(ctx, store.Batch{
+			Puts:   []store.Put{{Record: store.Record{Kind: "k", ID: id, Revision: 1, Doc: []byte("{}")}}},
+			Events: []store.Event{event(day(15)), event(day(16))},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if n := count(s, store.Query{AllAccounts: true}); n != 6+2*(opened+1) {
+			t.Errorf("%d events", n)
+		}
+		if n := count(s, store.Query{AccountID: "a", Changed: "crn", Since: day(16)}); n != opened+1 {
+			t.Errorf("%d events of the object on the new day", n)
+		}
+		var taken *store.TakenError
+		err = s.Commit(ctx, store.Batch{Puts: []store.Put{{Record: store.Record{Kind: "k", ID: "z", Revision: 1, Doc: []byte("{}")}, Unique: []string{"x"}}}})
+		if !errors.As(err, &taken) {
+			t.Errorf("a unique key of the older file: %v", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAFileOfTheFirstVersionWithoutEventsIsReadAndWrittenOn(t *testing.T) {
+	s := open(t, older(t))
+	defer s.Close()
+	e := store.Event{Time: day(1), AccountID: "a", Changed: "crn", Doc: []byte("{}")}
+	if err := s.Commit(context.Background(), store.Batch{Events: []store.Event{e}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Events(context.Background(), store.Query{AccountID: "a", Changed: "crn", Limit: 10}); err != nil || len(got) != 1 {
+		t.Errorf("%d events, %v", len(got), err)
+	}
+}
+
+// A file that cannot be brought up to date as a whole stays as it is.
+func TestAFileThatCannotBeBroughtUpToDateStaysAsItIs(t *testing.T) {
+	file := older(t, 1, 2)
+	execute(t, file, "ALTER TABLE events_20260601 ADD COLUMN changed TEXT;") // days are taken from the newest one back
+	if s, err := sqlite.Open(context.Background(), file); err == nil {
+		t.Error("opened")
+		_ = s.Close()
+	} else if !strings.Contains(err.Error(), "schema version 1") {
+		t.Errorf("the error %q does not say what was tried", err)
+	}
+	db, err := sql.Open("sqlite", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var version, columns int
+	if err := errors.Join(db.QueryRow("SELECT version FROM schema_version").Scan(&version),
+		db.QueryRow("SELECT count(*) FROM pragma_table_info('events_20260602') WHERE name = 'changed'").Scan(&columns)); err != nil {
+		t.Fatal(err)
+	}
+	if version != 1 || columns != 0 {
+		t.Errorf("version %d, %d columns are new", version, columns)
+	}
+}
+
+func TestTheHistoryOfAnObjectIsLookedUpByItsIndex(t *testing.T) {
+	file := older(t, 1)
+	s := open(t, file)
+	e := store.Event{Time: day(2), AccountID: "a", Changed: "crn", Doc: []byte("{}")}
+	if err := s.Commit(context.Background(), store.Batch{Events: []store.Event{e}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, n := range []int{1, 2} {
+		var id, parent, unused int
+		var detail string
+		query := fmt.Sprintf("EXPLAIN QUERY PLAN SELECT seq, doc FROM events_%d WHERE 1 AND account = ? AND changed = ? ORDER BY seq DESC LIMIT ?", store.Day(day(n)))
+		if err := db.QueryRow(query, "a", "crn", 100).Scan(&id, &parent, &unused, &detail); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(detail, "_changed") {
+			t.Errorf("day %d: %s", n, detail)
 		}
 	}
 }

@@ -70,6 +70,9 @@ func Run(t *testing.T, fresh func(t *testing.T) Open) {
 		{"positions grow in the order of commits", eventPositions},
 		{"an event is stored with its change", eventWithChange},
 		{"filters are compared as text", eventHostileFilters},
+		{"events of the changes to one object", eventsOfAnObject},
+		{"events of all accounts", eventsOfAllAccounts},
+		{"an event has its exact time", eventTimeExact},
 
 		{"one of many concurrent creations wins", concurrentCreate},
 		{"one of many concurrent claims of a unique key wins", concurrentUnique},
@@ -556,6 +559,102 @@ func eventFilters(t *testing.T, open Open) {
 	wantEvents(t, s, q(func(q *store.Query) { q.CorrelationID = a.CorrelationID }), c, a)
 	wantEvents(t, s, q(func(q *store.Query) { q.CorrelationID, q.Outcome = a.CorrelationID, activity.Success }), a)
 	wantEvents(t, s, q(func(q *store.Query) { q.Action, q.Outcome = "x.y.delete", activity.Failure }))
+}
+
+// changed is an event of an account about the change of an object.
+func changed(when time.Time, account, object string) store.Event {
+	e := at(when, account)
+	e.Changed = object
+	return e
+}
+
+func eventsOfAnObject(t *testing.T, open Open) {
+	s := open(t)
+	day := noon().AddDate(0, 0, -1)
+	odd := []string{"crn:v1:x:y:s::a/1::t:r", "crn:v1:x:y:s::a/1::t:R", "crn:v1:x:y:s::a/1::t:r ", "crn:v1:x:y:s::a/1::t:r%", "'; DROP TABLE objects; --", "é\x00"}
+	var made []store.Event
+	for _, object := range odd {
+		made = append(made, changed(day, "a", object))
+	}
+	plain := at(day, "a")
+	elsewhere := changed(day, "b", odd[0])
+	late, failed := changed(noon(), "a", odd[0]), changed(noon(), "a", odd[0])
+	late.Action, failed.Outcome = "x.y.delete", activity.Failure
+	commit(t, s, store.Batch{Events: append(slices.Clone(made), plain, elsewhere)})
+	commit(t, s, store.Batch{Events: []store.Event{late}})
+	commit(t, s, store.Batch{Events: []store.Event{failed}})
+	for range 2 {
+		for i, object := range odd[1:] {
+			wantEvents(t, s, store.Query{AccountID: "a", Changed: object, Limit: 10}, made[i+1])
+		}
+		q := store.Query{AccountID: "a", Changed: odd[0], Limit: 10}
+		wantEvents(t, s, q, failed, late, made[0])
+		wantEvents(t, s, store.Query{AccountID: "b", Changed: odd[0], Limit: 10}, elsewhere)
+		wantEvents(t, s, store.Query{AllAccounts: true, Changed: odd[0], Limit: 10}, failed, late, elsewhere, made[0])
+		wantEvents(t, s, store.Query{AccountID: "a", Changed: "crn:v1:x:y:s::a/1::t:other", Limit: 10})
+		wantEvents(t, s, store.Query{AccountID: "a", Changed: odd[0], Outcome: activity.Success, Limit: 10}, late, made[0])
+		wantEvents(t, s, store.Query{AccountID: "a", Changed: odd[0], Action: "x.y.delete", Limit: 10}, late)
+		wantEvents(t, s, store.Query{AccountID: "a", Changed: odd[0], Until: noon(), Limit: 10}, made[0])
+		wantEvents(t, s, store.Query{AccountID: "a", Changed: odd[0], Limit: 1}, failed)
+		q.Limit = 1
+		if got := walk(t, s, q); len(got) != 3 {
+			t.Errorf("pages of one: %q", got)
+		}
+		// Without the filter, all of them are there.
+		if got := events(t, s, store.Query{AccountID: "a", Limit: 100}); len(got) != len(odd)+3 {
+			t.Errorf("%d events of the account", len(got))
+		}
+		closeIt(t, s)
+		s = open(t)
+	}
+	// A large batch keeps apart what belongs to which object.
+	var many []store.Event
+	for i := range 100 {
+		object := fmt.Sprintf("crn:%d", i%7)
+		if i%7 == 6 {
+			object = ""
+		}
+		many = append(many, changed(noon().AddDate(0, 0, 1), "c", object))
+	}
+	commit(t, s, store.Batch{Events: many})
+	for i := range 6 {
+		var want []store.Event
+		for n := len(many) - 1; n >= 0; n-- {
+			if n%7 == i {
+				want = append(want, many[n])
+			}
+		}
+		wantEvents(t, s, store.Query{AccountID: "c", Changed: fmt.Sprintf("crn:%d", i), Limit: 100}, want...)
+	}
+	closeIt(t, s)
+}
+
+func eventsOfAllAccounts(t *testing.T, open Open) {
+	s := begin(t, open)
+	a, b, none := at(noon(), "a"), at(noon(), "b"), at(noon(), "")
+	next := at(noon().AddDate(0, 0, 1), "b")
+	b.Outcome = activity.Failure
+	commit(t, s, store.Batch{Events: []store.Event{a, b, none, next}})
+	all := store.Query{AllAccounts: true, Limit: 10}
+	wantEvents(t, s, all, next, none, b, a)
+	all.AccountID = "a" // does not narrow it
+	wantEvents(t, s, all, next, none, b, a)
+	wantEvents(t, s, store.Query{AllAccounts: true, Outcome: activity.Success, Limit: 10}, next, none, a)
+	wantEvents(t, s, store.Query{AllAccounts: true, Since: next.Time, Limit: 10}, next)
+	wantEvents(t, s, store.Query{AllAccounts: true, CorrelationID: b.CorrelationID, Limit: 10}, b)
+	if got := walk(t, s, store.Query{AllAccounts: true, Limit: 1}); len(got) != 4 {
+		t.Errorf("pages of one: %q", got)
+	}
+	wantEvents(t, s, store.Query{AccountID: "a", Limit: 10}, a)
+}
+
+func eventTimeExact(t *testing.T, open Open) {
+	s := begin(t, open)
+	when := time.Date(2026, time.June, 15, 12, 0, 0, 123456789, time.FixedZone("", 7200))
+	commit(t, s, store.Batch{Events: []store.Event{at(when, "a")}})
+	if got := events(t, s, store.Query{AccountID: "a", Limit: 1})[0].Time; !got.Equal(when) || got.Location() != time.UTC {
+		t.Errorf("time %s, want %s in UTC", got, when)
+	}
 }
 
 func eventTimes(t *testing.T, open Open) {

@@ -57,7 +57,7 @@ func (v sliceView) AuthorizationsOn(accountID, _ string) []*access.Policy {
 	return out
 }
 
-func (v sliceView) Interaction(string) *access.Settings { return nil }
+func (v sliceView) Interaction(string) *access.Settings { return v.settings }
 
 func (v sliceView) GroupsOf(accountID, iamID string, now time.Time) []string {
 	return groupsByWalking(v.world, access.Request{AccountID: accountID, Subject: iamID, Time: now})
@@ -723,4 +723,42 @@ func TestARefusalNamesTheNearestPolicyAndTheAttributeInItsWay(t *testing.T) {
 	if c.Name != "policy-resource" || !strings.Contains(c.Wanted, `serviceName stringEquals "kms"`) || c.Found != "databases" {
 		t.Errorf("failed check %+v", c)
 	}
+}
+
+func TestAServiceOfAnotherAccountComesInOnlyWhereTheSettingsLetItIn(t *testing.T) {
+	authorization := &access.Policy{
+		ID: "p", AccountID: accountA, Type: access.TypeAuthorization, State: access.Active,
+		Subject:  []access.Attribute{is(access.ServiceName, "kms"), is(access.AccountID, accountB)},
+		Resource: []access.Attribute{is(access.ServiceName, "is"), is(access.AccountID, accountA)},
+		Roles:    []string{viewer},
+	}
+	q := access.Request{
+		Subject: "crn-crn:v1:bluemix:public:kms::a/" + accountB + ":one::", AccountID: accountB, Action: "is.list",
+		Resource: map[string]string{access.AccountID: accountA, access.ServiceName: "is"},
+	}
+	for name, tt := range map[string]struct {
+		settings *access.Settings
+		want     bool
+	}{
+		"without settings": {nil, true},
+		"enabled":          {external(access.ExternalEnabled), true},
+		"monitored":        {external(access.ExternalMonitor), true},
+		"listed":           {external(access.ExternalLimited, accountB), true},
+		"not listed":       {external(access.ExternalLimited, accountA), false},
+	} {
+		v := sliceView{world{policies: []*access.Policy{authorization}, settings: tt.settings}, small(t)}
+		d := access.Decide(v, q)
+		if d.Allowed != tt.want || (len(access.Permitted(v, q)) > 0) != tt.want {
+			t.Errorf("%s: allowed %t with %+v", name, d.Allowed, d.Explain())
+		}
+		if failed, _ := d.Explain().Failed(); !tt.want && failed.Name != "account" {
+			t.Errorf("%s: the check %s failed, want account", name, failed.Name)
+		}
+	}
+}
+
+func external(state string, allowed ...string) *access.Settings {
+	return &access.Settings{AccountID: accountA, External: map[string]access.ExternalAccess{
+		access.ExternalService: {State: state, Allowed: allowed},
+	}}
 }

@@ -450,10 +450,13 @@ func (g *Group) Member(iamID string) (Member, bool) {
 // Wildcard reports whether text matches a stringMatch pattern: * stands for any
 // run of characters, ? for exactly one, {{*}} and {{?}} for themselves; case
 // counts (reference/access-and-audit.md section 1.4). It runs in
-// O(len(pattern) × len(text)) at worst.
+// O(len(pattern) × len(text) / 64) at worst.
 func Wildcard(pattern, text string) bool {
 	p := compile(pattern)
 	r := []rune(text)
+	if len(p)*len(r) > simple {
+		return matchAll(p, r)
+	}
 	star, mark := -1, 0
 	i, j := 0, 0
 	for j < len(r) {
@@ -475,6 +478,59 @@ func Wildcard(pattern, text string) bool {
 		i++
 	}
 	return i == len(p)
+}
+
+// simple is up to how many steps the plain way of matching is the faster one.
+const simple = 1 << 14
+
+// matchAll follows all ways to match at once, one bit each: bit i is set while
+// the first i tokens match what was read.
+func matchAll(p []token, text []rune) bool {
+	p = slices.CompactFunc(slices.Clone(p), func(a, b token) bool { return a == anyRun && b == anyRun })
+	words := len(p)/64 + 1
+	set := func(bits []uint64, i int) { bits[i/64] |= 1 << (i % 64) }
+	runs, one := make([]uint64, words), make([]uint64, words)
+	taken := map[token][]uint64{} // where a character can be the next token
+	for i, t := range p {
+		switch t {
+		case anyRun:
+			set(runs, i)
+		case anyOne:
+			set(one, i)
+		default:
+			if taken[t] == nil {
+				taken[t] = make([]uint64, words)
+			}
+			set(taken[t], i)
+		}
+	}
+	now := make([]uint64, words)
+	set(now, 0)
+	if len(p) > 0 && p[0] == anyRun {
+		set(now, 1)
+	}
+	none := make([]uint64, words)
+	for _, r := range text {
+		here := taken[token(r)]
+		if here == nil {
+			here = none
+		}
+		var carry, runCarry, left uint64
+		for w, bits := range now {
+			step := bits & (here[w] | one[w])
+			next := step<<1 | carry | bits&runs[w]
+			carry = step >> 63
+			// An anyRun may also stand for nothing.
+			ahead := next & runs[w]
+			now[w] = next | ahead<<1 | runCarry
+			runCarry = ahead >> 63
+			left |= now[w]
+		}
+		if left == 0 {
+			return false
+		}
+	}
+	return now[len(p)/64]&(1<<(len(p)%64)) != 0
 }
 
 type token int64

@@ -2,6 +2,7 @@ package access
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"strings"
 	"testing"
@@ -72,5 +73,79 @@ func TestACatalogIsMadeAgainFromTheServicesThatStayed(t *testing.T) {
 	// The one before is as it was.
 	if before.Grants(roles[0].CRN(), "heavy8", "heavy8.a1") || !before.Grants(ServiceRoleCRN("heavy7", "Base"), "heavy7", "heavy7.a1") {
 		t.Error("the catalog before has changed")
+	}
+}
+
+// naive matches by trying everything; it remembers what it has tried.
+func naive(p []token, text []rune) bool {
+	tried := map[[2]int]bool{}
+	var match func(i, j int) bool
+	match = func(i, j int) bool {
+		at := [2]int{i, j}
+		if tried[at] {
+			return false
+		}
+		tried[at] = true
+		switch {
+		case i == len(p):
+			return j == len(text)
+		case p[i] == anyRun:
+			return match(i+1, j) || j < len(text) && match(i, j+1)
+		}
+		return j < len(text) && (p[i] == anyOne || p[i] == token(text[j])) && match(i+1, j+1)
+	}
+	return match(0, 0)
+}
+
+func TestBothWaysToMatchAWildcardAgree(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	matched := 0
+	for range 20_000 {
+		text := make([]rune, r.IntN(150))
+		for i := range text {
+			text[i] = rune("aabé"[r.IntN(4)])
+		}
+		var pattern []token
+		for i := 0; i < len(text); i++ {
+			switch r.IntN(8) {
+			case 0:
+				pattern = append(pattern, anyRun)
+				i += r.IntN(20)
+			case 1:
+				pattern = append(pattern, anyOne)
+			case 2:
+				pattern = append(pattern, anyRun, anyRun)
+			default:
+				pattern = append(pattern, token(text[i]))
+			}
+			if r.IntN(400) == 0 {
+				pattern = append(pattern, 'c')
+			}
+		}
+		want := naive(pattern, text)
+		if got := matchAll(pattern, text); got != want {
+			t.Fatalf("%v on %q = %t", pattern, string(text), got)
+		}
+		if want {
+			matched++
+		}
+	}
+	if matched < 1000 || matched > 19_000 {
+		t.Errorf("%d of 20000 match: the test proves little", matched)
+	}
+}
+
+func TestAWildcardMadeToBeSlowIsNot(t *testing.T) {
+	text := strings.Repeat("a", 2048)
+	began := time.Now()
+	for _, p := range []string{"*" + strings.Repeat("?", 998) + "b", "*" + strings.Repeat("a", 998) + "b", strings.Repeat("*a", 499) + "*b"} {
+		for range 1000 {
+			if Wildcard(p, text) {
+				t.Fatalf("%.20s matches", p)
+			}
+		}
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("3000 matches took %s", took)
 	}
 }

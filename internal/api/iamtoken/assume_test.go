@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
+	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/grant"
@@ -120,6 +121,47 @@ func TestAUsersTrustCanBeLimitedToAccounts(t *testing.T) {
 	p := s.profile(s.Owner.AccountID, "p", trustUser("IBMid-ADA", s.Other.AccountID))
 	s.post(assumeForm(s.access(theirs), "profile_id", p.ID)).want(200)
 	s.refused(s.post(assumeForm(s.access(mine), "profile_id", p.ID)), grant.CodeNotEligible, s.Owner.AccountID, grant.CheckTrust)
+}
+
+func TestTheAccountsSettingsSayWhichOtherAccountsIdentitiesAreLetIn(t *testing.T) {
+	s := start(t)
+	s.user(s.Other.AccountID, "IBMid-ADA")
+	_, theirs := s.apiKey(s.Other.AccountID, "IBMid-ADA")
+	p := s.profile(s.Owner.AccountID, "p", trustUser("IBMid-ADA"))
+	settings := func(state string, allowed ...string) {
+		next := access.Settings{AccountID: s.Owner.AccountID}
+		if old := s.Config.Directory.Interaction(s.Owner.AccountID); old != nil {
+			next.Meta = old.Meta
+		}
+		next.External = map[string]access.ExternalAccess{access.ExternalUser: {State: state, Allowed: allowed}}
+		s.update(func(tx *directory.Tx) { s.Config.Directory.AccessSettings.Put(tx, &next) })
+	}
+	evaluated := func(a *answer, decision string) {
+		t.Helper()
+		for _, e := range s.events(a.header.Get("Transaction-Id")) {
+			if e.Action == "iam-access-management.account-settings.eval" {
+				if e.AccountID != s.Owner.AccountID || !strings.Contains(string(e.ResponseData), `"decision":"`+decision+`"`) {
+					t.Errorf("event %+v", e)
+				}
+				return
+			}
+		}
+		t.Errorf("no event says %s", decision)
+	}
+	ask := func() *answer { return s.post(assumeForm(s.access(theirs), "profile_id", p.ID)) }
+
+	settings(access.ExternalLimited, "ffffffffffffffffffffffffffffffff")
+	a := ask()
+	a.wantError(400, grant.CodeNotEligible)
+	evaluated(a, "Deny")
+	settings(access.ExternalMonitor)
+	a = ask()
+	a.want(200)
+	evaluated(a, "Permit")
+	settings(access.ExternalLimited, s.Other.AccountID)
+	ask().want(200)
+	settings(access.ExternalEnabled)
+	ask().want(200)
 }
 
 func TestAProfileSessionCannotPutOnAnotherProfile(t *testing.T) {

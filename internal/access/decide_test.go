@@ -57,7 +57,7 @@ func (v sliceView) AuthorizationsOn(accountID, _ string) []*access.Policy {
 	return out
 }
 
-func (v sliceView) Interaction(string) *access.Settings { return v.settings }
+func (v sliceView) Interaction(string) *access.Settings { return v.interaction }
 
 func (v sliceView) GroupsOf(accountID, iamID string, now time.Time) []string {
 	return groupsByWalking(v.world, access.Request{AccountID: accountID, Subject: iamID, Time: now})
@@ -746,7 +746,7 @@ func TestAServiceOfAnotherAccountComesInOnlyWhereTheSettingsLetItIn(t *testing.T
 		"listed":           {external(access.ExternalLimited, accountB), true},
 		"not listed":       {external(access.ExternalLimited, accountA), false},
 	} {
-		v := sliceView{world{policies: []*access.Policy{authorization}, settings: tt.settings}, small(t)}
+		v := sliceView{world{policies: []*access.Policy{authorization}, interaction: tt.settings}, small(t)}
 		d := access.Decide(v, q)
 		if d.Allowed != tt.want || (len(access.Permitted(v, q)) > 0) != tt.want {
 			t.Errorf("%s: allowed %t with %+v", name, d.Allowed, d.Explain())

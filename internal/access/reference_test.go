@@ -117,7 +117,7 @@ var actionTable = map[string]map[string]string{
 // world is all there is: every policy and group of every account, what puts
 // people into groups, and what the accounts have added to the catalog.
 type world struct {
-	settings    *access.Settings // of the one account that has any
+	interaction *access.Settings // of the one account that has any
 	policies    []*access.Policy
 	groups      []*access.Group
 	rules       []*access.GroupRule

@@ -53,8 +53,24 @@ func New(extra ...*cobra.Command) *cobra.Command {
 	root.AddCommand(iamCommands(), isCommands(), resourceCommands(), ksCommands(), activityCommands(), accountCommands(),
 		accountCreateCommand("account-create NAME --owner-email EMAIL", "tabard account-create acme --owner-email ada@example.com --file acme.json"))
 	root.AddCommand(extra...)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{nearFlags(c, err)} })
 	return root
+}
+
+// nearFlags adds to the error of an unknown flag which ones it may have been
+// meant for.
+func nearFlags(c *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) || unknown.GetSpecifiedShortnames() != "" {
+		return err
+	}
+	var near []string
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden && len(near) < maxNear && nearby(f.Name, unknown.GetSpecifiedName()) {
+			near = append(near, "--"+f.Name)
+		}
+	})
+	return fmt.Errorf("%w%s", err, didYouMean(near))
 }
 
 // Execute runs the program with the arguments that follow its name and returns
@@ -174,8 +190,9 @@ func (p spec) bare(run func(*cobra.Command, []string) error) *cobra.Command {
 func naming(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		err := check(c, args)
-		if err == nil {
-			return nil
+		var usage usageError
+		if err == nil || errors.As(err, &usage) {
+			return err
 		}
 		names := operands(c.Use)
 		if len(args) < len(names) {
@@ -192,16 +209,17 @@ func naming(check cobra.PositionalArgs) cobra.PositionalArgs {
 // follows the command's name and is neither optional nor about flags.
 func operands(use string) []string {
 	var names []string
-	depth, word := 0, ""
+	depth, word, value := 0, "", false
 	end := func() {
 		word = strings.TrimSuffix(word, "...")
 		if strings.HasPrefix(word, "(") {
 			word = strings.TrimSuffix(word[1:], ")")
 		}
-		if word != "" && !strings.HasPrefix(word, "[") && !strings.Contains(word, "--") {
+		flag := strings.HasPrefix(word, "-") && word != "--"
+		if word != "" && !value && !flag && !strings.HasPrefix(word, "[") && !strings.Contains(word, "--") {
 			names = append(names, word)
 		}
-		word = ""
+		word, value = "", flag
 	}
 	for _, r := range use {
 		switch r {
@@ -259,8 +277,13 @@ type oneOf struct {
 }
 
 func choice(f *pflag.FlagSet, p *string, name, value, usage string, allowed ...string) {
+	choiceP(f, p, name, "", value, usage, allowed...)
+}
+
+// choiceP is choice with a short name.
+func choiceP(f *pflag.FlagSet, p *string, name, short, value, usage string, allowed ...string) {
 	*p = value
-	f.Var(&oneOf{p, allowed}, name, usage+": "+strings.Join(allowed, ", "))
+	f.VarP(&oneOf{p, allowed}, name, short, usage+": "+strings.Join(allowed, ", "))
 }
 
 func (o *oneOf) String() string {

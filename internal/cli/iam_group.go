@@ -31,13 +31,55 @@ type members struct {
 // (reference/access-and-audit.md section 4.2).
 const maxMembers = 50
 
+// allGroups is what stands in a path for all of an account's groups.
+const allGroups = "_allgroups"
+
+var groupRules = &part{
+	kind: kind{
+		noun: "rule", plural: "rules", listed: "iam access-group-rules GROUP", path: "rules", array: "rules", id: "id", form: prefixed("ClaimRule-"),
+		columns: columns("Name", "name", "ID", "id", "Realm", "realm_name", "Hours", "expiration",
+			"Claims", "conditions.claim", "Operators", "conditions.operator", "Values", "conditions.value"),
+		details: columns("Name", "name", "ID", "id", "Realm", "realm_name", "Hours", "expiration",
+			"Claims", "conditions.claim", "Operators", "conditions.operator", "Values", "conditions.value", "Created", "created_at", "Modified", "last_modified_at"),
+	},
+	outer: accessGroups, word: "access-group-rule", sample: "operators", name: "on-call",
+	example: "--realm-name https://login.example.com/realms/corp --expiration 12 --conditions claim:groups,operator:CONTAINS,value:on-call",
+	help: "A rule makes a member of every user of an identity provider whose claims meet all its conditions, at login and for\n" +
+		"the given hours. " + conditionsHelp,
+}
+
+func groupRuleFlags(f *pflag.FlagSet) body {
+	var name, realm string
+	var conditions []string
+	var hours int
+	f.StringVar(&name, "name", "", "name of the rule")
+	f.StringVar(&realm, "realm-name", "", "identity provider: the `URL` of its issuer")
+	f.IntVar(&hours, "expiration", 0, "`HOURS` that a membership lasts after a login, 1 to 24")
+	f.StringArrayVar(&conditions, "conditions", nil, "`claim:CLAIM,operator:OPERATOR,value:VALUE`, once for each condition")
+	return func() (map[string]any, error) {
+		if err := lacking(f, "realm-name", "expiration", "conditions"); err != nil {
+			return nil, err
+		}
+		parsed, err := parseConditions(conditions)
+		if err != nil {
+			return nil, err
+		}
+		b := map[string]any{"realm_name": realm, "expiration": hours, "conditions": parsed}
+		if name != "" {
+			b["name"] = name
+		}
+		return b, nil
+	}
+}
+
 func accessGroupCommands() []*cobra.Command {
 	var recursive bool
+	group, rule := inAccount(accessGroups, "iam", "access-group", "operators"), groupRules.place()
 	cmds := []*cobra.Command{
 		accessGroupsCommand(),
-		getCommand(accessGroups, "access-group (NAME|ID)", "tabard iam access-group operators"),
+		group.get(),
 		accessGroupCreateCommand(),
-		updateIdentityCommand(accessGroups, "access-group-update (NAME|ID)", "tabard iam access-group-update operators --description \"On call\""),
+		group.update(change{method: http.MethodPatch, options: renaming, example: `--description "On call"`}),
 		deleteCommand(accessGroups, "access-group-delete (NAME|ID)...", "delete", "tabard iam access-group-delete operators -f -r",
 			func(f *pflag.FlagSet) {
 				f.BoolVarP(&recursive, "recursive", "r", false, "even if it has members or rules")
@@ -48,15 +90,15 @@ func accessGroupCommands() []*cobra.Command {
 				}
 				return nil
 			}),
-		policyCreateCommand("access-group-policy-create (NAME|ID)", "an access group", "tabard iam access-group-policy-create operators --roles Operator --service-name is", groupSubject),
-		policiesCommand("access-group-policies (NAME|ID)", "an access group", "tabard iam access-group-policies operators", groupSubject),
+		groupRules.create(groupRuleFlags), groupRules.list(), rule.get(), groupRules.update(groupRuleFlags),
+		rule.delete("Those whom it made members are none any more."),
 	}
 	for _, m := range []members{
 		{"trusted profile", "access-group-trusted-profile", "profile", "(NAME|ID)", profileSubject},
 		{"service ID", "access-group-service-id", "service", "(NAME|ID)", serviceIDSubject},
 		{"user", "access-group-user", "user", "(EMAIL|IAM_ID)", userSubject},
 	} {
-		cmds = append(cmds, m.list(), m.add(), m.remove())
+		cmds = append(cmds, m.list(), m.add(), m.remove(), m.purge())
 	}
 	return cmds
 }
@@ -185,13 +227,21 @@ func (m members) sample() string {
 	return "my-" + strings.ReplaceAll(strings.ToLower(m.noun), " ", "-")
 }
 
+// member names what an entry of such an answer is about.
+func (o object) member() string {
+	if id := o.text("iam_id"); id != "" {
+		return "member " + id
+	}
+	return "access group " + o.text("access_group_id")
+}
+
 // memberFailures reads the answer of a call that can succeed for some members
 // and fail for others.
 func memberFailures(results []object) error {
 	var failed []error
 	for _, r := range results {
 		if code := r.text("status_code"); !strings.HasPrefix(code, "2") {
-			failed = append(failed, fmt.Errorf("member %s was refused with status %s: %s", r.text("iam_id"), code, r.text("errors.message")))
+			failed = append(failed, fmt.Errorf("%s was refused with status %s: %s", r.member(), code, r.text("errors.message")))
 		}
 	}
 	return errors.Join(failed...)
@@ -223,6 +273,42 @@ func (m members) remove() *cobra.Command {
 			return s.remove(m.noun, args[1:], []string{who.value}, "remove", func(id string) request {
 				return request{method: http.MethodDelete, path: accessGroups.at(group, "members") + "/" + url.PathEscape(id)}
 			})
+		},
+	}.command()
+}
+
+// purge removes one identity from every group that somebody has put it into.
+func (m members) purge() *cobra.Command {
+	var force bool
+	return spec{
+		use: m.word + "-purge " + m.args, short: "Remove " + an(m.noun) + " from all access groups", args: cobra.ExactArgs(1),
+		example: "tabard iam " + m.word + "-purge " + m.sample() + " -f",
+		more:    "What rules of the groups have made it a member of stays. Asks first; without a terminal to ask on it needs -f.",
+		flags:   func(f *pflag.FlagSet) { forceFlag(f, &force) },
+		run: func(s *session, args []string) error {
+			if err := s.confirm(force, "remove %s %s from all access groups", m.noun, args[0]); err != nil {
+				return err
+			}
+			who, err := m.find(s, args[0])
+			if err != nil {
+				return err
+			}
+			s.announce("Removing %s %s from all access groups", m.noun, args[0])
+			o, err := s.send(request{
+				method: http.MethodDelete, path: accessGroups.at(allGroups, "members", who.value), query: query("account_id", s.AccountID),
+			})
+			if err != nil {
+				return err
+			}
+			results := o.objects("groups")
+			if err := memberFailures(results); err != nil {
+				return err
+			}
+			if s.json {
+				return s.printJSON(results)
+			}
+			s.ok("The %s %s was removed from %d access groups.", m.noun, args[0], len(results))
+			return nil
 		},
 	}.command()
 }

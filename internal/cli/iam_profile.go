@@ -15,59 +15,85 @@ import (
 var crTypes = []string{"VSI", "IKS_SA", "ROKS_SA", "PVS", "BMS", "CE"}
 
 func profileCommands() []*cobra.Command {
-	email := field{"email", "e", "email", "email address"}
+	profile := inAccount(profiles, "iam", "trusted-profile", "my-trusted-profile")
+	email := text(field{"email", "e", "email", "email address"})
+	link, rule := links.place(), rules.place()
 	return []*cobra.Command{
-		listCommand(profiles, "trusted-profiles", "tabard iam trusted-profiles --output json", filter{"name", "n", "name", "show only the one with this `NAME`", nil}),
-		getCommand(profiles, "trusted-profile (NAME|ID)", "tabard iam trusted-profile my-trusted-profile --id"),
-		createIdentityCommand(profiles, "trusted-profile-create NAME", `tabard iam trusted-profile-create my-trusted-profile --description "My trusted profile"`, email),
-		updateIdentityCommand(profiles, "trusted-profile-update (NAME|ID)", `tabard iam trusted-profile-update my-trusted-profile --description ""`, email),
+		listCommand(profiles, "trusted-profiles", "tabard iam trusted-profiles --output json", identityFilters...),
+		profile.get(),
+		createCommand(profiles, "trusted-profile-create NAME", `tabard iam trusted-profile-create my-trusted-profile --description "My trusted profile"`, "",
+			slices.Concat(description, email), false),
+		profile.update(change{options: slices.Concat(renaming, email), example: `--description ""`}),
 		deleteCommand(profiles, "trusted-profile-delete (NAME|ID)...", "delete", "tabard iam trusted-profile-delete my-trusted-profile -f", nil, nil),
-		links.create(linkFlags), links.list(), links.delete(),
-		rules.create(ruleFlags), rules.list(), rules.update(ruleFlags), rules.delete(),
-		identityCreateCommand(), identitiesCommand(), identityDeleteCommand(),
-		policyCreateCommand("trusted-profile-policy-create (NAME|ID)", "a trusted profile",
-			"tabard iam trusted-profile-policy-create my-trusted-profile --roles Operator --service-name is", profileSubject),
-		policiesCommand("trusted-profile-policies (NAME|ID)", "a trusted profile", "tabard iam trusted-profile-policies my-trusted-profile", profileSubject),
-		policyCommand("trusted-profile-policy (NAME|ID) POLICY_ID", "a trusted profile", "tabard iam trusted-profile-policy my-trusted-profile POLICY_ID", profileSubject),
-		policyDeleteCommand("trusted-profile-policy-delete (NAME|ID) POLICY_ID", "a trusted profile", "tabard iam trusted-profile-policy-delete my-trusted-profile POLICY_ID -f", profileSubject),
+		links.create(linkFlags), links.list(), link.get(), link.delete(endsTokens),
+		rules.create(ruleFlags), rules.list(), rule.get(), rules.update(ruleFlags), rule.delete(endsTokens),
+		identityCreateCommand(), identitiesCommand(), identityCommand(), identityDeleteCommand(),
 	}
 }
 
-// part is a kind of object inside a trusted profile: links and claim rules.
+const endsTokens = "New tokens on the strength of it stop at once."
+
+// part is a kind of object inside another one: the links and claim rules of a
+// trusted profile, the rules of an access group.
 type part struct {
 	kind
-	word, example string // of the command names
+	outer        *kind
+	word         string // of the command names
+	sample, name string // of the outer one and of its own, in examples
+	example      string // flags of one that is created
+	help         string
 }
 
 var links = &part{
-	kind{
+	kind: kind{
 		noun: "link", plural: "links", listed: "iam trusted-profile-links PROFILE", path: "links", array: "links", id: "id", form: prefixed("Link-"),
 		columns: columns("Name", "name", "ID", "id", "Type", "cr_type", "CRN", "link.crn", "Namespace", "link.namespace", "Service account", "link.name"),
 		details: columns("Name", "name", "ID", "id", "Type", "cr_type", "CRN", "link.crn", "Namespace", "link.namespace", "Service account", "link.name", "Created", "created_at"),
 	},
-	"trusted-profile-link",
-	"tabard iam trusted-profile-link-create my-trusted-profile --name my-link --cr-type IKS_SA --link-crn CLUSTER_CRN --link-namespace default --link-name my-app",
+	outer: profiles, word: "trusted-profile-link", sample: "my-trusted-profile", name: "my-link",
+	example: "--cr-type IKS_SA --link-crn CLUSTER_CRN --link-namespace default --link-name my-app",
+	help: "A link lets one named compute resource put on the profile: a virtual server by its CRN, a pod by its cluster's\n" +
+		"CRN, its namespace and its service account.",
 }
 
+const conditionsHelp = "--conditions is claim:CLAIM,operator:OPERATOR,value:VALUE, once for each condition. Operators: EQUALS,\n" +
+	"NOT_EQUALS, EQUALS_IGNORE_CASE, NOT_EQUALS_IGNORE_CASE, CONTAINS, IN; for IN the value is a JSON array."
+
 var rules = &part{
-	kind{
+	kind: kind{
 		noun: "claim rule", plural: "claim rules", listed: "iam trusted-profile-rules PROFILE", path: "rules", array: "rules", id: "id", form: prefixed("ClaimRule-"),
 		columns: columns("Name", "name", "ID", "id", "Type", "type", "Compute type", "cr_type", "Claims", "conditions.claim", "Operators", "conditions.operator", "Values", "conditions.value"),
 		details: columns("Name", "name", "ID", "id", "Type", "type", "Compute type", "cr_type", "Realm", "realm_name",
 			"Claims", "conditions.claim", "Operators", "conditions.operator", "Values", "conditions.value", "Created", "created_at"),
 	},
-	"trusted-profile-rule",
-	"tabard iam trusted-profile-rule-create my-trusted-profile --name my-rule --type Profile-CR --cr-type IKS_SA --conditions claim:namespace,operator:EQUALS,value:default",
+	outer: profiles, word: "trusted-profile-rule", sample: "my-trusted-profile", name: "my-rule",
+	example: "--type Profile-CR --cr-type IKS_SA --conditions claim:namespace,operator:EQUALS,value:default",
+	help:    "A claim rule lets every compute resource put on the profile whose proved claims meet all its conditions.\n" + conditionsHelp,
 }
 
-// of returns the part's kind inside one profile.
-func (p *part) of(s *session, profile string) (*kind, error) {
-	id, err := profiles.find(s, profile)
+// args names the arguments of a command about one.
+func (p *part) args() string {
+	return "(NAME|ID) (" + strings.ToUpper(strings.TrimSuffix(p.array, "s")) + "_NAME|ID)"
+}
+
+func (p *part) place() place {
+	return place{
+		kind: &p.kind, family: "iam", word: p.word, args: p.args(), sample: p.sample + " " + p.name, nth: 1, outer: p.outer,
+		within: func(s *session, args []string) (*kind, []string, error) {
+			k, err := p.of(s, args[0])
+			return k, nil, err
+		},
+	}
+}
+
+// of returns the part's kind inside one object.
+func (p *part) of(s *session, outer string) (*kind, error) {
+	id, err := p.outer.find(s, outer)
 	if err != nil {
 		return nil, err
 	}
 	k := p.kind
-	k.path = profiles.at(id, p.path)
+	k.path = p.outer.at(id, p.path)
 	return &k, nil
 }
 
@@ -77,14 +103,8 @@ type body func() (map[string]any, error)
 func (p *part) create(flags func(*pflag.FlagSet) body) *cobra.Command {
 	var fields body
 	return spec{
-		use: p.word + "-create (NAME|ID)", short: "Create a " + p.noun + " of a trusted profile", example: p.example, args: cobra.ExactArgs(1),
-		more: map[*part]string{
-			links: "A link lets one named compute resource put on the profile: a virtual server by its CRN, a pod by its cluster's\n" +
-				"CRN, its namespace and its service account.",
-			rules: "A claim rule lets every compute resource put on the profile whose proved claims meet all its conditions.\n" +
-				"--conditions is claim:CLAIM,operator:OPERATOR,value:VALUE, once for each condition. Operators: EQUALS,\n" +
-				"NOT_EQUALS, EQUALS_IGNORE_CASE, NOT_EQUALS_IGNORE_CASE, CONTAINS, IN; for IN the value is a JSON array.",
-		}[p],
+		use: p.word + "-create (NAME|ID)", short: "Create " + p.place().a(), args: cobra.ExactArgs(1), more: p.help,
+		example: "tabard iam " + p.word + "-create " + p.sample + " --name " + p.name + " " + p.example,
 		flags: func(f *pflag.FlagSet) {
 			fields = flags(f)
 			neverAsks(f)
@@ -95,7 +115,7 @@ func (p *part) create(flags func(*pflag.FlagSet) body) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s.announce("Creating %s of trusted profile %s", p.noun, args[0])
+			s.announce("Creating %s of %s %s", p.noun, p.outer.noun, args[0])
 			k, err := p.of(s, args[0])
 			if err != nil {
 				return err
@@ -112,10 +132,11 @@ func (p *part) create(flags func(*pflag.FlagSet) body) *cobra.Command {
 
 func (p *part) update(flags func(*pflag.FlagSet) body) *cobra.Command {
 	var fields body
+	at := p.place()
 	return spec{
-		use: p.word + "-update (NAME|ID) (" + strings.ToUpper(strings.TrimSuffix(p.array, "s")) + "_NAME|ID)", short: "Replace a " + p.noun + " of a trusted profile",
-		more: "The flags describe the whole " + p.noun + ", as they do when it is created.", args: cobra.ExactArgs(2),
-		example: "tabard iam " + p.word + "-update my-trusted-profile my-rule --type Profile-CR --cr-type IKS_SA --conditions claim:namespace,operator:EQUALS,value:prod",
+		use: p.word + "-update " + p.args(), short: "Replace " + at.a(), args: cobra.ExactArgs(2),
+		more:    "The flags describe the whole " + p.noun + ", as they do when it is created.",
+		example: at.example("-update", p.example),
 		flags: func(f *pflag.FlagSet) {
 			fields = flags(f)
 			neverAsks(f)
@@ -125,12 +146,8 @@ func (p *part) update(flags func(*pflag.FlagSet) body) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s.announce("Updating %s %s of trusted profile %s", p.noun, args[1], args[0])
-			k, err := p.of(s, args[0])
-			if err != nil {
-				return err
-			}
-			old, header, err := k.load(s, args[1])
+			s.announce("Updating %s %s of %s %s", p.noun, args[1], p.outer.noun, args[0])
+			k, old, header, err := at.load(s, args)
 			if err != nil {
 				return err
 			}
@@ -149,7 +166,7 @@ func (p *part) update(flags func(*pflag.FlagSet) body) *cobra.Command {
 
 func (p *part) list() *cobra.Command {
 	return spec{
-		use: p.word + "s (NAME|ID)", short: "List the " + p.plural + " of a trusted profile", example: "tabard iam " + p.word + "s my-trusted-profile",
+		use: p.word + "s (NAME|ID)", short: "List the " + p.plural + " of " + an(p.outer.noun), example: "tabard iam " + p.word + "s " + p.sample,
 		args: cobra.ExactArgs(1), flags: func(f *pflag.FlagSet) {
 			idFlag(f)
 			neverAsks(f)
@@ -163,34 +180,9 @@ func (p *part) list() *cobra.Command {
 	})
 }
 
-func (p *part) delete() *cobra.Command {
-	var force bool
-	return spec{
-		use: p.word + "-delete (NAME|ID) (" + strings.ToUpper(strings.TrimSuffix(p.array, "s")) + "_NAME|ID)", short: "Delete a " + p.noun + " of a trusted profile",
-		more:    "New tokens on the strength of it stop at once. Asks first; without a terminal to ask on it needs -f.",
-		example: "tabard iam " + p.word + "-delete my-trusted-profile my-" + strings.TrimSuffix(p.array, "s") + " -f",
-		args:    cobra.ExactArgs(2), flags: func(f *pflag.FlagSet) { forceFlag(f, &force) },
-		run: func(s *session, args []string) error {
-			if err := s.confirm(force, "delete %s %s of trusted profile %s", p.noun, args[1], args[0]); err != nil {
-				return err
-			}
-			k, err := p.of(s, args[0])
-			if err != nil {
-				return err
-			}
-			id, err := k.find(s, args[1])
-			if err != nil {
-				return err
-			}
-			return s.remove(k.noun, args[1:], []string{id}, "delete", func(id string) request {
-				return request{method: http.MethodDelete, path: k.at(id)}
-			})
-		},
-	}.command()
-}
-
 func linkFlags(f *pflag.FlagSet) body {
 	var name, crType, crn, namespace, account, componentType, componentName string
+	var crossAccount bool
 	f.StringVar(&name, "name", "", "name of the link")
 	choice(f, &crType, "cr-type", "", "type of the compute resource", crTypes...)
 	f.StringVar(&crn, "link-crn", "", "`CRN` of the instance or cluster")
@@ -198,6 +190,7 @@ func linkFlags(f *pflag.FlagSet) body {
 	f.StringVar(&account, "link-name", "", "service account, for IKS_SA and ROKS_SA")
 	f.StringVar(&componentType, "link-component-type", "", "component type, for CE")
 	f.StringVar(&componentName, "link-component-name", "", "component name, for CE")
+	f.BoolVar(&crossAccount, "cross-account", false, "the compute resource is in another account")
 	return func() (map[string]any, error) {
 		switch {
 		case crType == "" || crn == "":
@@ -209,6 +202,9 @@ func linkFlags(f *pflag.FlagSet) body {
 			"crn", crn, "namespace", namespace, "name", account, "component_type", componentType, "component_name", componentName)}
 		if name != "" {
 			b["name"] = name
+		}
+		if crossAccount {
+			b["is_cross_account"] = true
 		}
 		return b, nil
 	}
@@ -289,16 +285,11 @@ func ruleFlags(f *pflag.FlagSet) body {
 		case ruleType == "Profile-CR" && (realm != "" || expiration != 0):
 			return nil, Usage("--realm-name and --expiration are for Profile-SAML only")
 		}
-		b := map[string]any{"type": ruleType}
-		parsed := make([]map[string]string, len(conditions))
-		for i, c := range conditions {
-			p, err := parseCondition(c)
-			if err != nil {
-				return nil, err
-			}
-			parsed[i] = p
+		parsed, err := parseConditions(conditions)
+		if err != nil {
+			return nil, err
 		}
-		b["conditions"] = parsed
+		b := map[string]any{"type": ruleType, "conditions": parsed}
 		for k, v := range filled("name", name, "cr_type", crType, "realm_name", realm) {
 			b[k] = v
 		}
@@ -307,6 +298,18 @@ func ruleFlags(f *pflag.FlagSet) body {
 		}
 		return b, nil
 	}
+}
+
+func parseConditions(conditions []string) ([]map[string]string, error) {
+	parsed := make([]map[string]string, len(conditions))
+	for i, c := range conditions {
+		p, err := parseCondition(c)
+		if err != nil {
+			return nil, err
+		}
+		parsed[i] = p
+	}
+	return parsed, nil
 }
 
 // parseCondition reads claim:…,operator:…,value:…. The value is the rest of the
@@ -435,6 +438,34 @@ func identitiesCommand() *cobra.Command {
 			return idType != "" && !strings.EqualFold(o.text("type"), idType)
 		}), err
 	})
+}
+
+func identityCommand() *cobra.Command {
+	var idType string
+	c := spec{
+		use: "trusted-profile-identity (NAME|ID) IDENTIFIER", short: "Show one identity that can assume a trusted profile", args: cobra.ExactArgs(2),
+		more:    "The identity is named as when it was created: a user, a service ID or a service's CRN.",
+		example: "tabard iam trusted-profile-identity my-trusted-profile my-service --id-type SERVICEID",
+		flags: func(f *pflag.FlagSet) {
+			identityType(f, &idType)
+			idFlag(f)
+		},
+		run: func(s *session, args []string) error {
+			s.announce("Getting identity %s of trusted profile %s", args[1], args[0])
+			path, identifier, err := identityPath(s, args[0], idType, args[1])
+			if err != nil {
+				return err
+			}
+			o, _, err := s.get(path+"/"+url.PathEscape(identifier), nil)
+			if err != nil {
+				return err
+			}
+			s.ok("")
+			return s.show(o, "identifier", identityColumns)
+		},
+	}.command()
+	required(c, "id-type")
+	return c
 }
 
 func identityDeleteCommand() *cobra.Command {

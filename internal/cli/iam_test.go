@@ -83,7 +83,15 @@ func TestAPolicyIsWrittenInTheFormOfPublishedClients(t *testing.T) {
 			t.Errorf("user %s became %s", ref, r.Body)
 		}
 	}
-	run(t, "iam", "user-policy-create", "other@example.com", "--roles", "Viewer").want(1, "IAM ID")
+	run(t, "iam", "user-policy-create", "somebody", "--roles", "Viewer").want(1, "IAM ID")
+	users := "GET /v2/accounts/" + account + "/users"
+	s.answer(users, list("resources"))
+	run(t, "iam", "user-policy-create", "other@example.com", "--roles", "Viewer").want(1, "other@example.com", "tabard account users")
+	s.answer(users, list("resources", item("iam_id", "IBMid-8", "user_id", "other@example.com")))
+	run(t, "iam", "user-policy-create", "other@example.com", "--roles", "Viewer").want(0)
+	if r := s.sent("POST /v1/policies"); !strings.Contains(r.Body, `"value":"IBMid-8"`) {
+		t.Errorf("the address became %s", r.Body)
+	}
 }
 
 func TestAPolicyIsOnlyDeletedForItsOwnSubject(t *testing.T) {

@@ -23,6 +23,7 @@ type kind struct {
 	path         string // of the collection
 	array        string // that holds the items of a list
 	id           string // path of the id in an object
+	named        string // path of its name, when that is not name
 	listed       string // by which command, without the program's name
 	form         *regexp.Regexp
 	vpc          bool                       // the VPC API wants its version on every call
@@ -89,6 +90,9 @@ func (k *kind) list(s *session, pairs ...string) ([]object, error) {
 	return items, nil
 }
 
+// name is the path of the name in an object.
+func (k *kind) name() string { return cmp.Or(k.named, "name") }
+
 // find returns the id of the object with this name, id or CRN. Text in the form
 // of an id is believed to be one, which saves a request. The pairs narrow down
 // where to look for a name.
@@ -119,7 +123,7 @@ func (k *kind) find(s *session, ref string, pairs ...string) (string, error) {
 func (k *kind) pick(s *session, items []object, ref string) (string, error) {
 	var found []string
 	for _, o := range items {
-		if o.text("name") == ref || o.text(k.id) == ref {
+		if o.text(k.name()) == ref || o.text(k.id) == ref {
 			found = append(found, o.text(k.id))
 		}
 	}
@@ -136,7 +140,7 @@ func (k *kind) pick(s *session, items []object, ref string) (string, error) {
 func (k *kind) unknown(items []object, ref, transaction string) error {
 	var near []string
 	for _, o := range items {
-		if name := o.text("name"); nearby(name, ref) && !slices.Contains(near, name) && len(near) < maxNear {
+		if name := o.text(k.name()); nearby(name, ref) && !slices.Contains(near, name) && len(near) < maxNear {
 			near = append(near, name)
 		}
 	}
@@ -190,9 +194,10 @@ func (k *kind) asID(ref string) (string, bool) {
 	return ref, k.form != nil && k.form.MatchString(ref)
 }
 
-// load returns the object with this name or id.
-func (k *kind) load(s *session, ref string) (object, http.Header, error) {
-	id, err := k.find(s, ref)
+// load returns the object with this name or id. The pairs narrow down where to
+// look for a name.
+func (k *kind) load(s *session, ref string, pairs ...string) (object, http.Header, error) {
+	id, err := k.find(s, ref, pairs...)
 	if err != nil {
 		return object{}, nil, err
 	}
@@ -219,11 +224,25 @@ func (p spec) listing(plural, id string, cols []column, fetch func(s *session, a
 	return p.command()
 }
 
-// filter is a flag of a list command that becomes a query parameter.
+// filter is a flag of a list command that becomes a query parameter. The
+// parameter filter:NAME stands for an expression in the filter language.
 type filter struct {
 	flag, short, parameter, usage string
 	of                            *kind // what the flag names, nil for plain text
 }
+
+// containing makes the value of the parameter filter that admits the objects
+// whose attribute contains a text (reference/iam-identity.md section 4.1).
+func containing(attribute, text string) string {
+	if text == "" {
+		return ""
+	}
+	return attribute + ` co "` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text) + `"`
+}
+
+// descriptionFilter is the filter of lists of the identity API that is written
+// in its filter language.
+var descriptionFilter = filter{"description", "d", "filter:description", "show only those whose description contains this `TEXT`", nil}
 
 // listCommand lists a kind, filtered by what the flags say.
 func listCommand(k *kind, use, example string, filters ...filter) *cobra.Command {
@@ -248,8 +267,12 @@ func listCommand(k *kind, use, example string, filters ...filter) *cobra.Command
 				if err != nil {
 					return err
 				}
+				parameter, attribute, language := strings.Cut(flt.parameter, ":")
+				if language {
+					v = containing(attribute, v)
+				}
 				if v != "" {
-					pairs = append(pairs, flt.parameter, v)
+					pairs = append(pairs, parameter, v)
 				}
 			}
 			items, err := k.list(s, pairs...)

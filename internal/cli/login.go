@@ -23,18 +23,18 @@ func sessionCommands() []*cobra.Command {
 // loginOptions are what login was told. At most one of the credentials is used:
 // a key, a compute resource's token, or the instance that the program runs on.
 type loginOptions struct {
-	url, apikey, crToken, profile string
-	vpcInstance                   bool
-	account, region, group        string
-	noRegion                      bool
+	url, apikey, crToken, idToken, profile string
+	vpcInstance                            bool
+	account, region, group                 string
+	noRegion                               bool
 }
 
 func loginCommand() *cobra.Command {
 	var o loginOptions
 	c := spec{
 		use: "login", short: "Log in to a server",
-		more: "The credential is an API key, a service-account token with the trusted profile to put on, or, on a virtual\n" +
-			"server, the server itself (--vpc-cri). A key file is the owner.json of a new installation, the file of an\n" +
+		more: "The credential is an API key, a service-account token with the trusted profile to put on, the ID token of the\n" +
+			"account's identity provider (perhaps with a profile), or, on a virtual server, the server itself (--vpc-cri). A key file is the owner.json of a new installation, the file of an\n" +
 			"api-key-create, or the bare key; @- reads standard input. The key itself is not kept: the session has tokens\n" +
 			"that end.\n\n" +
 			"Environment: TABARD_API_KEY or IBMCLOUD_API_KEY (a key or @FILE), IBMCLOUD_CR_TOKEN, IBMCLOUD_CR_PROFILE,\n" +
@@ -47,15 +47,16 @@ func loginCommand() *cobra.Command {
 			f.StringVarP(&o.url, "api", "a", "", "`URL` of the server")
 			f.StringVar(&o.apikey, "apikey", "", "API key, as `KEY` or @FILE")
 			f.StringVar(&o.crToken, "cr-token", "", "token of a compute resource, as `TOKEN` or @FILE")
+			f.StringVar(&o.idToken, "id-token", "", "ID token of the account's identity provider, as `TOKEN` or @FILE")
 			f.BoolVar(&o.vpcInstance, "vpc-cri", false, "log in as the virtual server that this runs on")
 			f.StringVar(&o.profile, "profile", "", "trusted profile to put on: name, ID or CRN")
-			f.StringVarP(&o.account, "account", "c", "", "refuse to log in to another account than this `ID`")
+			f.StringVarP(&o.account, "account", "c", "", "refuse to log in to another account than this `ID`; with --id-token the account to log in to")
 			f.StringVarP(&o.region, "region", "r", "", "region to target")
 			f.StringVarP(&o.group, "group", "g", "", "resource group to target: name or ID")
 			f.BoolVar(&o.noRegion, "no-region", false, "target no region")
 		},
 	}.bare(func(cmd *cobra.Command, _ []string) error { return login(cmd, o) })
-	c.MarkFlagsMutuallyExclusive("apikey", "cr-token", "vpc-cri")
+	c.MarkFlagsMutuallyExclusive("apikey", "cr-token", "id-token", "vpc-cri")
 	c.MarkFlagsMutuallyExclusive("apikey", "profile")
 	c.MarkFlagsMutuallyExclusive("region", "no-region")
 	return c
@@ -66,10 +67,10 @@ func login(cmd *cobra.Command, o loginOptions) error {
 	if err != nil && !errors.Is(err, errDamaged) { // which this login replaces
 		return err
 	}
-	if o.profile == "" && o.apikey == "" {
+	if o.profile == "" && o.apikey == "" && o.idToken == "" {
 		o.profile = os.Getenv("IBMCLOUD_CR_PROFILE")
 	}
-	if o.apikey == "" && o.crToken == "" && !o.vpcInstance {
+	if o.apikey == "" && o.crToken == "" && o.idToken == "" && !o.vpcInstance {
 		o.apikey = cmp.Or(os.Getenv("TABARD_API_KEY"), os.Getenv("IBMCLOUD_API_KEY"))
 		if o.apikey == "" {
 			o.crToken = os.Getenv("IBMCLOUD_CR_TOKEN")
@@ -82,10 +83,12 @@ func login(cmd *cobra.Command, o loginOptions) error {
 		err = s.loginKey(o, old.URL)
 	case o.crToken != "":
 		err = s.loginCRToken(o, old.URL)
+	case o.idToken != "":
+		err = s.loginUser(o, old.URL)
 	case o.vpcInstance:
 		err = s.loginInstance(o, old.URL)
 	default:
-		err = Usage("give a credential: --apikey, --cr-token or --vpc-cri")
+		err = Usage("give a credential: --apikey, --cr-token, --id-token or --vpc-cri")
 	}
 	if err != nil {
 		return err
@@ -180,6 +183,26 @@ func (s *session) loginCRToken(o loginOptions, known string) error {
 	form := url.Values{"grant_type": {"urn:ibm:params:oauth:grant-type:cr-token"}, "cr_token": {strings.TrimSpace(raw)}}
 	form.Set("profile_"+selector(o.profile), o.profile)
 	return during(s.exchange(form), "put on the trusted profile "+o.profile)
+}
+
+// loginUser logs in a user whom an identity provider of the account vouches
+// for.
+func (s *session) loginUser(o loginOptions, known string) error {
+	raw, err := fileOrText(s.cmd, o.idToken)
+	if err != nil {
+		return fmt.Errorf("read the ID token: %w", err)
+	}
+	if err := s.connect(o.url, os.Getenv("TABARD_SERVER"), known); err != nil {
+		return err
+	}
+	form := url.Values{"grant_type": {"urn:ietf:params:oauth:grant-type:jwt-bearer"}, "assertion": {strings.TrimSpace(raw)}}
+	if o.account != "" {
+		form.Set("account", o.account)
+	}
+	if o.profile != "" {
+		form.Set("profile_"+selector(o.profile), o.profile)
+	}
+	return during(s.exchange(form), "log in with the ID token")
 }
 
 // selector says how a trusted profile is named: by crn, id or name.
@@ -325,7 +348,7 @@ func logoutCommand() *cobra.Command {
 			return err
 		}
 		if s.AccessToken != "" {
-			s.AccessToken, s.RefreshToken, s.Expires = "", "", time.Time{}
+			s.AccessToken, s.RefreshToken, s.Expires, s.Own = "", "", time.Time{}, nil
 			if err := s.save(); err != nil {
 				return err
 			}

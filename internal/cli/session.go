@@ -33,6 +33,7 @@ type state struct {
 	AccessToken       string    `json:"access_token,omitempty"`
 	RefreshToken      string    `json:"refresh_token,omitempty"`
 	Expires           time.Time `json:"expires,omitzero"` // of the access token
+	Own               *state    `json:"own,omitempty"`    // of whoever assumed the profile that this one is of
 }
 
 // freshFor is how long an access token must still be good for to be used.
@@ -175,6 +176,9 @@ func (s *session) refresh() error {
 	if s.RefreshToken == "" {
 		if time.Until(s.Expires) > 0 {
 			return nil
+		}
+		if s.Own != nil {
+			return errors.New("the trusted profile's token has ended. Go on as yourself with: tabard iam trusted-profile-leave")
 		}
 		return errors.New("the session has ended. Log in again with: tabard login")
 	}

@@ -105,7 +105,7 @@ func (l loaded) Load(_ context.Context, f func(store.Record) error) error {
 	for _, s := range l.services {
 		add("service", directory.ServiceKey(s.AccountID, s.Name), s.Revision, s)
 	}
-	for _, r := range l.world.roles {
+	for _, r := range l.roles {
 		add("custom-role", r.ID, r.Revision, r)
 	}
 	return err

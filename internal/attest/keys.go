@@ -8,9 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -227,6 +231,12 @@ func fetch(ctx context.Context, c *cluster.Cluster) ([]jose.JSONWebKey, error) {
 func clientFor(c *cluster.Cluster) (*http.Client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	if !proxied(c.Issuer) {
+		dialer := net.Dialer{Timeout: fetchTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+			return admissible(c.Issuer, address)
+		}}
+		transport.DialContext = dialer.DialContext
+	}
 	if c.CA != "" {
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM([]byte(c.CA)) {
@@ -240,6 +250,44 @@ func clientFor(c *cluster.Cluster) (*http.Client, error) {
 		// A redirect would take the request where nobody registered it to go.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, nil
+}
+
+// proxied reports whether the operator has requests to the issuer go through a
+// proxy, which then decides where they may go.
+func proxied(issuer string) bool {
+	u, err := url.Parse(issuer)
+	if err != nil {
+		return false
+	}
+	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: u})
+	return err == nil && proxy != nil
+}
+
+// admissible refuses addresses behind which there is no issuer for others to
+// name: link-local ones, where clouds keep what their machines know, and this
+// machine's own, unless the issuer's URL says that it is here.
+func admissible(issuer, address string) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("address %q: %w", address, err)
+	}
+	ip := ap.Addr().Unmap()
+	switch {
+	case ip.IsLinkLocalUnicast(), ip.IsMulticast(), ip.IsUnspecified():
+		return fmt.Errorf("the address %s is not one of an issuer", ip)
+	case ip.IsLoopback() && !onThisMachine(issuer):
+		return fmt.Errorf("the issuer's name leads to this machine (%s)", ip)
+	}
+	return nil
+}
+
+func onThisMachine(issuer string) bool {
+	u, err := url.Parse(issuer)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
 }
 
 func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {

@@ -207,7 +207,7 @@ func (s *Service) joinGroups(tx *directory.Tx, a *attempt, user *identity.User, 
 		}
 		twice := slices.ContainsFunc(next.Groups, func(x access.DynamicMember) bool { return x.GroupID == m.GroupID })
 		next.Groups = append(next.Groups, m)
-		if !twice && !(had && s.isIn(old, m.GroupID, tx.Now)) {
+		if !twice && (!had || !s.isIn(old, m.GroupID, tx.Now)) {
 			tx.Record(s.joined(a, tx.Now, user, r))
 		}
 	}

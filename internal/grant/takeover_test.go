@@ -34,7 +34,7 @@ type idpStack struct {
 
 const corpIssuer = "https://corp.test"
 
-func startIdP(t *testing.T) *idpStack {
+func startIDP(t *testing.T) *idpStack {
 	t.Helper()
 	f := &idpStack{stack: start(t)}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -103,7 +103,7 @@ func (f *idpStack) user(iamID string) *identity.User {
 }
 
 func TestAnInvitedPersonLogsInOnceAndIsKnownFromThenOn(t *testing.T) {
-	f := startIdP(t)
+	f := startIDP(t)
 	u := f.invite("Ada@corp.test")
 	a, err := f.login(nil)
 	if err != nil || a.Claims.IAMID != u.IAMID {
@@ -122,7 +122,7 @@ func TestAnInvitedPersonLogsInOnceAndIsKnownFromThenOn(t *testing.T) {
 }
 
 func TestAnAddressThatOnlyLooksTheSameDoesNotTakeUpAnInvitation(t *testing.T) {
-	f := startIdP(t)
+	f := startIDP(t)
 	u := f.invite("joseskim@corp.test")
 	for _, email := range []string{"joſeskim@corp.test", "joses\u212aim@corp.test", "joseskim@corp.teſt"} {
 		if a, err := f.login(map[string]any{"email": email}); err == nil {
@@ -149,7 +149,7 @@ func TestALoginThatIsRefusedChangesNothing(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := startIdP(t)
+			f := startIDP(t)
 			u := f.invite("ada@corp.test")
 			f.rule(t)
 			f.update(func(tx *directory.Tx) { refuse(f, tx) })
@@ -191,7 +191,7 @@ func (f *idpStack) rule(t *testing.T) *access.GroupRule {
 }
 
 func TestTakingUpAnInvitationStandsInTheLogWithItsChange(t *testing.T) {
-	f := startIdP(t)
+	f := startIDP(t)
 	u := f.invite("ada@corp.test")
 	if _, err := f.login(nil); err != nil {
 		t.Fatal(err)
@@ -204,7 +204,7 @@ func TestTakingUpAnInvitationStandsInTheLogWithItsChange(t *testing.T) {
 }
 
 func TestAssertionsThatAreNotForUsAreRefused(t *testing.T) {
-	f := startIdP(t)
+	f := startIDP(t)
 	f.invite("ada@corp.test")
 	now := time.Now()
 	for name, claims := range map[string]map[string]any{
@@ -237,7 +237,7 @@ func TestAssertionsThatAreNotForUsAreRefused(t *testing.T) {
 }
 
 func TestTwoLoginsAtOnceTakeUpOneInvitation(t *testing.T) {
-	f := startIdP(t)
+	f := startIDP(t)
 	u := f.invite("ada@corp.test")
 	f.rule(t)
 	done := make(chan error)

@@ -216,6 +216,9 @@ func (r *routes) prepareProvider(c *api.Call, b *providerBody) error {
 	if err := c.Authorize(idpCreate, providerResource(c, p.ID)); err != nil {
 		return err
 	}
+	if err := mayVouch(c); err != nil {
+		return err
+	}
 	if err := accountNamed(c, b.AccountID); err != nil {
 		return err
 	}
@@ -227,6 +230,13 @@ func (r *routes) prepareProvider(c *api.Call, b *providerBody) error {
 	}
 	b.provider = p
 	return r.probe(c, p)
+}
+
+// mayVouch refuses callers who may not manage the API keys of others. Whoever
+// chooses the keys that vouch for users, or the client whose tokens count, can
+// log in as each of them: that is as good as an API key of every user.
+func mayVouch(c *api.Call) error {
+	return c.Authorize(keyManage, c.InAccount(iamIdentity, access.ResourceType, "apikey"))
 }
 
 func (r *routes) roomFor(c *api.Call) error {
@@ -276,7 +286,13 @@ func (r *routes) prepareUpdate(c *api.Call, b *providerBody) error {
 		return err
 	}
 	b.provider = &p
-	if p.CA != old.CA || string(p.JWKS) != string(old.JWKS) {
+	moved := p.CA != old.CA || string(p.JWKS) != string(old.JWKS)
+	if moved || p.Audience != old.Audience {
+		if err := mayVouch(c); err != nil {
+			return err
+		}
+	}
+	if moved {
 		return r.probe(c, &p)
 	}
 	return nil

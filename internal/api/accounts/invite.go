@@ -3,7 +3,6 @@ package accounts
 import (
 	"encoding/json"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -33,6 +32,8 @@ type invitation struct {
 	Policies            []json.RawMessage `json:"iam_policy"`
 	InfrastructureRoles json.RawMessage   `json:"infrastructure_roles"`
 	OrganizationRoles   []json.RawMessage `json:"organization_roles"`
+
+	settings int64 // revision of the settings that the addresses were held against
 }
 
 func (b *invitation) check() error {
@@ -61,6 +62,25 @@ func (b *invitation) check() error {
 		return api.Invalid("organization_roles is not supported; leave it out.").On("organization_roles")
 	case len(b.Groups) > access.MaxGroupsPerIdentity:
 		return api.Invalid("access_groups must have at most %d entries.", access.MaxGroupsPerIdentity).On("access_groups")
+	}
+	return nil
+}
+
+// prepareInvitation holds the addresses against the account's patterns before
+// the transaction: many of both take their time, and other writers wait.
+func (r *routes) prepareInvitation(c *api.Call, b *invitation) error {
+	if _, _, err := r.loadInvitation(c, b); err != nil {
+		return err
+	}
+	if err := c.Authorize(userCreate, userResource(c, "")); err != nil {
+		return err
+	}
+	settings := r.Directory.SettingsOf(c.Account())
+	b.settings = settings.Revision
+	for _, u := range b.Users {
+		if !invitable(settings.UserDomains, u.Email) {
+			return fault.New(fault.Denied, "domain_restricted", "The account's settings do not allow the address %s to be invited.", u.Email).On("users.email")
+		}
 	}
 	return nil
 }
@@ -111,13 +131,12 @@ func (r *routes) invite(c *api.Call, tx *directory.Tx, b *invitation, _ struct{}
 	if n := r.Directory.UsersByAccount.Len(c.Account()); n+len(b.Users) > maxUsers {
 		return api.Reply{}, t, fault.New(fault.Conflict, "limit_exceeded", "The account has %d users; with %d more it would have more than %d, which is the limit.", n, len(b.Users), maxUsers)
 	}
-	allowed := r.Directory.SettingsOf(c.Account()).UserDomains
+	if r.Directory.SettingsOf(c.Account()).Revision != b.settings {
+		return api.Reply{}, t, fault.New(fault.Stale, "conflict", "The account's settings were changed in the meantime; try again.")
+	}
 	out := make([]invited, len(b.Users))
 	members := make([]access.Member, len(b.Users))
 	for i, n := range b.Users {
-		if !invitable(allowed, n.Email) {
-			return api.Reply{}, t, fault.New(fault.Denied, "domain_restricted", "The account's settings do not allow the address %s to be invited.", n.Email).On("users.email")
-		}
 		if r.userWithEmail(c.Account(), n.Email) != nil {
 			return api.Reply{}, t, emailTaken(n.Email)
 		}
@@ -161,29 +180,36 @@ func invitable(domains []identity.UserDomain, email string) bool {
 
 // matchesAddress reports whether an address fits a pattern of the account
 // settings, in whatever case: * stands for any run of characters up to the next
-// dot or @, ** for any run at all.
+// dot or @, ** for any run at all. It takes len(pattern) × len(email) steps at
+// worst.
 func matchesAddress(pattern, email string) bool {
-	var re strings.Builder
-	re.WriteString(`(?is)^`)
-	for rest := pattern; rest != ""; {
-		if after, ok := strings.CutPrefix(rest, "**"); ok {
-			re.WriteString(`.*`)
-			rest = after
+	pattern, email = strings.ToLower(pattern), strings.ToLower(email)
+	reached := make([]bool, len(email)+1) // whether the pattern so far fits the first bytes
+	reached[0] = true
+	for pattern != "" {
+		if rest, ok := strings.CutPrefix(pattern, "**"); ok {
+			for i := 1; i < len(reached); i++ {
+				reached[i] = reached[i] || reached[i-1]
+			}
+			pattern = rest
 			continue
 		}
-		if after, ok := strings.CutPrefix(rest, "*"); ok {
-			re.WriteString(`[^.@]*`)
-			rest = after
+		if pattern[0] == '*' {
+			for i := 1; i < len(reached); i++ {
+				reached[i] = reached[i] || reached[i-1] && email[i-1] != '.' && email[i-1] != '@'
+			}
+			pattern = pattern[1:]
 			continue
 		}
-		end := strings.IndexByte(rest, '*')
-		if end < 0 {
-			end = len(rest)
+		fits := false
+		for i := len(email); i > 0; i-- {
+			reached[i] = reached[i-1] && email[i-1] == pattern[0]
+			fits = fits || reached[i]
 		}
-		re.WriteString(regexp.QuoteMeta(rest[:end]))
-		rest = rest[end:]
+		if reached[0] = false; !fits {
+			return false
+		}
+		pattern = pattern[1:]
 	}
-	re.WriteByte('$')
-	compiled, err := regexp.Compile(re.String())
-	return err == nil && compiled.MatchString(email)
+	return reached[len(email)]
 }

@@ -44,7 +44,7 @@ func (r *routes) registerUsers() {
 	api.List(r.Family, "GET "+users, userRetrieve, r.listUsers)
 	// Not a Read: nobody needs the action to see himself.
 	api.List(r.Family, "GET "+user, userRetrieve, r.showUser)
-	api.Change(r.Family, "POST "+users, userCreate, userCreate, r.loadInvitation, r.invite)
+	api.ChangeAfter(r.Family, "POST "+users, userCreate, userCreate, r.prepareInvitation, r.loadInvitation, r.invite)
 	// One published client changes a user with PUT, the other one with PATCH.
 	for _, method := range []string{"PATCH ", "PUT "} {
 		api.Change(r.Family, method+user, userUpdate, userUpdate, loadUser[userChanges](r, userUpdate), r.updateUser)
@@ -394,8 +394,11 @@ func (r *routes) loadKeyless(c *api.Call, _ *api.None) (*identity.User, api.Targ
 // makes his own: a further one would be his rights in somebody else's hands.
 func (r *routes) firstKey(c *api.Call, tx *directory.Tx, _ *api.None, u *identity.User) (api.Reply, api.Target, error) {
 	t := api.Target{TypeURI: "iam-identity/user-apikey"}
-	if !u.Invited || u.Disabled || r.Directory.APIKeysByIdentity.Len(directory.Key(u.AccountID, u.IAMID)) > 0 {
-		return api.Reply{}, t, fault.New(fault.Conflict, "not_invited", "A first API key is for an invited user who has none; %s is not.", u.IAMID)
+	// A login with an API key leaves the invitation open for the identity
+	// provider, so the count of logins is what tells.
+	logins, _ := c.Usage.Of(directory.UserKey(u.AccountID, u.IAMID))
+	if !u.Invited || u.Disabled || logins > 0 || r.Directory.APIKeysByIdentity.Len(directory.Key(u.AccountID, u.IAMID)) > 0 {
+		return api.Reply{}, t, fault.New(fault.Conflict, "not_invited", "A first API key is for an invited user who has none and has never logged in; %s is not.", u.IAMID)
 	}
 	secret := bootstrap.NewAPIKey()
 	k := &identity.APIKey{

@@ -169,8 +169,7 @@ func check(c *api.Call, s *access.RegisteredService) error {
 	if err := bounded(s.Definition); err != nil {
 		return err
 	}
-	others := slices.DeleteFunc(c.Directory.ServicesByAccount.Get(c.Account()), func(o *access.RegisteredService) bool { return o.Name == s.Name })
-	if err := s.Validate(c.Directory.Builtin().With(others, nil)); err != nil {
+	if err := s.Validate(c.Directory.Catalog(c.Account()).Without(s.Name)); err != nil {
 		return api.Invalid("The service cannot be registered: %s.", clip(err.Error()))
 	}
 	return nil
@@ -243,6 +242,9 @@ func create(c *api.Call, tx *directory.Tx, _ *definition, s *access.RegisteredSe
 	if n := c.Directory.ServicesByAccount.Len(c.Account()); n >= access.MaxServicesPerAccount {
 		return fail(fault.New(fault.Conflict, "limit_exceeded", "The account has registered %d services, which is the limit.", n))
 	}
+	if err := mayWiden(c, s); err != nil {
+		return fail(err)
+	}
 	c.Directory.Services.Put(tx, s)
 	return api.Reply{Status: http.StatusCreated, Body: encodeOwn(c, s), ETag: tag(s), ResponseData: data(s)}, targetOf(c, s.Name), nil
 }
@@ -308,10 +310,37 @@ func update(c *api.Call, tx *directory.Tx, b *definition, old *access.Registered
 	if used := uses(c, old.Name).missing(old, &s); len(used) > 0 {
 		return fail(fault.New(fault.Conflict, "in_use", "The new definition lacks what is in use: %s.", join(used)))
 	}
+	if err := mayWiden(c, &s); err != nil {
+		return fail(err)
+	}
 	c.Directory.Services.Put(tx, &s)
 	d := data(&s)
 	d["previous"] = data(old)
 	return api.Reply{Body: encodeOwn(c, &s), ETag: tag(&s), ResponseData: d}, t, nil
+}
+
+// mayWiden refuses a definition by which roles gain actions unless the caller
+// may write every policy about the service: what a role gains, all gain who have
+// it. Nobody has a role yet that only this definition brings.
+func mayWiden(c *api.Call, next *access.RegisteredService) error {
+	before := c.Directory.Catalog(c.Account())
+	after := c.Directory.Builtin().With([]*access.RegisteredService{next}, nil)
+	s, ok := after.Service(next.Name)
+	if !ok {
+		return nil // a newer program brings a service of the name, which counts instead
+	}
+	for _, role := range s.Roles {
+		if _, known := before.Role(role.CRN); !known {
+			continue
+		}
+		had := before.Actions(role.CRN, next.Name)
+		for _, action := range after.Actions(role.CRN, next.Name) {
+			if _, found := slices.BinarySearch(had, action); !found {
+				return c.Authorize("iam.policy.update", c.InAccount(next.Name))
+			}
+		}
+	}
+	return nil
 }
 
 func remove(c *api.Call, tx *directory.Tx, _ *api.None, s *access.RegisteredService) (api.Reply, api.Target, error) {

@@ -24,7 +24,8 @@ const (
 	maxAddresses = 200
 	maxUserMFA   = 500
 	maxRealms    = 50
-	maxPatterns  = 100
+	maxPatterns  = 100 // in the entry of one realm
+	maxAllowed   = 200 // patterns of all realms; an invitation holds each address against each
 )
 
 func (r *routes) registerSettings() {
@@ -409,6 +410,13 @@ func (r *routes) updateSettings(c *api.Call, tx *directory.Tx, b *settingsBody, 
 	data := b.apply(&s)
 	if len(s.UserDomains) > maxRealms {
 		return api.Reply{}, target, api.Invalid("restrict_user_domains must have at most %d realms.", maxRealms).On("restrict_user_domains")
+	}
+	patterns := 0
+	for _, d := range s.UserDomains {
+		patterns += len(d.Patterns)
+	}
+	if b.UserDomains != nil && patterns > maxAllowed {
+		return api.Reply{}, target, api.Invalid("restrict_user_domains must have at most %d patterns in all realms together.", maxAllowed).On("restrict_user_domains")
 	}
 	if peer := api.PeerHost(c.R).Address; b.AllowedAddresses != nil && !s.Admits(peer) {
 		return api.Reply{}, target, api.Invalid(

@@ -167,7 +167,7 @@ func actionsOf(catalog *access.Catalog, role, service string) []v2Action {
 	}
 	var known []access.ActionDefinition
 	if s, ok := catalog.Service(service); ok {
-		known = s.Definition.Actions
+		known = s.Actions
 	}
 	out := []v2Action{}
 	for _, id := range catalog.Actions(role, service) {

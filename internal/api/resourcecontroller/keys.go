@@ -555,8 +555,12 @@ func (r *routes) updateKey(c *api.Call, tx *directory.Tx, b *keyPatch, old *reso
 	k := *old
 	k.Name = *b.Name
 	r.Directory.ResourceKeys.Put(tx, &k)
+	body := r.encodeKey(c, &k)
+	if err := c.RecordDisclosure(keyRead, disclosed(c, &k, body)...); err != nil {
+		return api.Reply{}, target, err
+	}
 	return api.Reply{
-		Body: r.encodeKey(c, &k), ETag: k.Tag(k.GUID), ResponseData: map[string]any{"old_name": old.Name, "new_name": k.Name},
+		Body: body, ETag: k.Tag(k.GUID), ResponseData: map[string]any{"old_name": old.Name, "new_name": k.Name},
 	}, keyTarget(c, &k), nil
 }
 

@@ -113,8 +113,8 @@ func TestAKeyGivesItsRoleOnItsInstanceUntilItIsDeleted(t *testing.T) {
 	wantError(t, e.Do(del(path)), 410, "gone")
 	wantError(t, e.Do(apitest.Request{Method: "PATCH", Path: path, Body: `{"name":"x"}`}), 410, "gone")
 
-	for n, action := range []string{"delete", "delete", "update", "read", "read", "create"} {
-		ev := e.Events(7)[n+1]
+	for n, action := range []string{"delete", "delete", "update", "read", "read", "read", "create"} {
+		ev := e.Events(8)[n+1]
 		if ev.Action != "cloud-object-storage.key."+action || ev.Target.ID != k["crn"] {
 			t.Errorf("event %s on %s, want %s", ev.Action, ev.Target.ID, action)
 		}

@@ -445,12 +445,25 @@ func (c *Call) writeFault(w http.ResponseWriter, f *fault.Error) {
 	if f.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(f.RetryAfter/time.Second)))
 	}
-	status, body := c.Shape(c, f)
+	// What a caller wrote comes back in messages; not more of it than helps.
+	clipped := *f
+	clipped.Message, clipped.Detail = clip(f.Message), clip(f.Detail)
+	status, body := c.Shape(c, &clipped)
 	if f.Kind == fault.Internal || f.Kind == fault.Unavailable {
 		c.Log.Error("request failed", "method", c.R.Method, "path", c.R.URL.Path, "status", status,
 			"transaction", TransactionID(c.R.Context()), "error", f)
 	}
 	c.write(w, status, body)
+}
+
+// maxMessage bounds the texts of an error answer, in bytes.
+const maxMessage = 4 << 10
+
+func clip(s string) string {
+	if len(s) <= maxMessage {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
 }
 
 // authenticate finds the caller. The scheme may be missing, because a

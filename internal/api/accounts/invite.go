@@ -142,7 +142,7 @@ func (r *routes) invite(c *api.Call, tx *directory.Tx, b *invitation, _ struct{}
 		}
 		u := &identity.User{IAMID: bootstrap.NewUserID(), AccountID: c.Account(), Email: n.Email, Name: n.Email, Invited: true}
 		r.Directory.Users.Put(tx, u)
-		out[i] = invited{u.Email, u.IAMID, stateOf(u)}
+		out[i] = invited{u.Email, u.IAMID, userPending}
 		members[i] = access.Member{IAMID: u.IAMID, Type: "user", CreatedAt: stamp(tx.Now), CreatedBy: c.Caller.IAMID}
 	}
 	ids := []string{}

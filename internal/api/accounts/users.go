@@ -85,14 +85,21 @@ const (
 	userDisabled = "DISABLED"
 )
 
-func stateOf(u *identity.User) string {
+// stateOf returns a user's state. An invitation is taken up by the first login,
+// with a first API key as well.
+func (r *routes) stateOf(u *identity.User) string {
 	switch {
 	case u.Disabled:
 		return userDisabled
-	case u.Invited:
+	case u.Invited && !r.loggedIn(u):
 		return userPending
 	}
 	return userActive
+}
+
+func (r *routes) loggedIn(u *identity.User) bool {
+	logins, _ := r.Usage.Of(directory.UserKey(u.AccountID, u.IAMID))
+	return logins > 0
 }
 
 type userView struct {
@@ -112,10 +119,10 @@ type userView struct {
 	AddedOn        string `json:"added_on"`
 }
 
-func viewUser(u *identity.User) userView {
+func (r *routes) viewUser(u *identity.User) userView {
 	v := userView{
 		ID: u.IAMID, IAMID: u.IAMID, Realm: crn.Realm(u.IAMID), UserID: cmp.Or(u.Email, u.IAMID),
-		FirstName: u.FirstName, LastName: u.LastName, State: stateOf(u),
+		FirstName: u.FirstName, LastName: u.LastName, State: r.stateOf(u),
 		Email: u.Email, Phone: u.Phone, AccountID: u.AccountID, AddedOn: stamp(u.CreatedAt),
 	}
 	if v.FirstName == "" && v.LastName == "" {
@@ -150,7 +157,7 @@ func (r *routes) listUsers(c *api.Call, may func(map[string]string) bool) (api.R
 	}
 	all := r.seesAll(c)
 	seen := slices.DeleteFunc(r.Directory.UsersByAccount.Get(c.Account()), func(u *identity.User) bool {
-		return !keep(viewUser(u)) || !all && u.IAMID != c.Caller.IAMID && !may(userResource(c, u.IAMID))
+		return !keep(r.viewUser(u)) || !all && u.IAMID != c.Caller.IAMID && !may(userResource(c, u.IAMID))
 	})
 	path := "/v2/accounts/" + c.Account() + "/users"
 	p, err := paged(c, path, seen, func(u *identity.User) string { return api.SortKey(u.CreatedAt, u.IAMID) })
@@ -164,7 +171,7 @@ func (r *routes) listUsers(c *api.Call, may func(map[string]string) bool) (api.R
 		out.FirstURL += "?" + first.Encode()
 	}
 	for i, u := range p.items {
-		out.Resources[i] = viewUser(u)
+		out.Resources[i] = r.viewUser(u)
 	}
 	return api.Reply{Body: out}, nil
 }
@@ -222,7 +229,7 @@ func (r *routes) showUser(c *api.Call, _ func(map[string]string) bool) (api.Repl
 	if !ok {
 		return api.Reply{}, api.NotFound("user", iamID)
 	}
-	return api.Reply{Body: viewUser(u), ETag: u.Tag(u.IAMID)}, nil
+	return api.Reply{Body: r.viewUser(u), ETag: u.Tag(u.IAMID)}, nil
 }
 
 // loadUser finds the user of the path for a change. Whoever lacks the action
@@ -321,8 +328,8 @@ func (r *routes) updateUser(c *api.Call, tx *directory.Tx, b *userChanges, old *
 	return api.Reply{
 		Status: http.StatusNoContent, ETag: u.Tag(u.IAMID),
 		ResponseData: map[string]any{
-			"iam_id": u.IAMID, "name": u.Name, "email": u.Email, "state": stateOf(&u),
-			"previous": map[string]any{"name": old.Name, "email": old.Email, "state": stateOf(old)},
+			"iam_id": u.IAMID, "name": u.Name, "email": u.Email, "state": r.stateOf(&u),
+			"previous": map[string]any{"name": old.Name, "email": old.Email, "state": r.stateOf(old)},
 		},
 	}, r.userTarget(c, u.IAMID, u.Name), nil
 }
@@ -396,8 +403,7 @@ func (r *routes) firstKey(c *api.Call, tx *directory.Tx, _ *api.None, u *identit
 	t := api.Target{TypeURI: "iam-identity/user-apikey"}
 	// A login with an API key leaves the invitation open for the identity
 	// provider, so the count of logins is what tells.
-	logins, _ := c.Usage.Of(directory.UserKey(u.AccountID, u.IAMID))
-	if !u.Invited || u.Disabled || logins > 0 || r.Directory.APIKeysByIdentity.Len(directory.Key(u.AccountID, u.IAMID)) > 0 {
+	if !u.Invited || u.Disabled || r.loggedIn(u) || r.Directory.APIKeysByIdentity.Len(directory.Key(u.AccountID, u.IAMID)) > 0 {
 		return api.Reply{}, t, fault.New(fault.Conflict, "not_invited", "A first API key is for an invited user who has none and has never logged in; %s is not.", u.IAMID)
 	}
 	secret := bootstrap.NewAPIKey()

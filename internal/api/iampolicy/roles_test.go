@@ -177,7 +177,7 @@ func TestAnAccountHasAtMost40CustomRolesAndOneOfManyOfTheSameNameIsMade(t *testi
 	var wg sync.WaitGroup
 	for i := range got {
 		wg.Go(func() {
-			got[i] = e.Do(apitest.Request{Method: "POST", Path: "/v2/roles", Body: role(e, "Same", actions[0], actions[i+1])}).Status
+			got[i] = e.Do(apitest.Request{Method: "POST", Path: "/v2/roles", Body: role(e, "Same", actions[0], actions[i+2])}).Status
 		})
 	}
 	wg.Wait()

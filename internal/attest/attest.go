@@ -4,10 +4,14 @@
 package attest
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/cluster"
+	"tabard.dev/tabard/internal/jwt"
 	"tabard.dev/tabard/internal/trust"
 )
 
@@ -93,6 +97,38 @@ func (s *steps) refuse(reason Reason, name, wanted, found, hint string) *Refusal
 		s.trace.Skip(rest)
 	}
 	return &Refusal{Reason: reason, Detail: hint, Trace: s.trace}
+}
+
+// check verifies the token's signature with the keys of its issuer, which is a
+// cluster or a provider.
+func (k *Keys) check(ctx context.Context, issuer *cluster.Cluster, noun string, t *jwt.Token, s *steps) *Refusal {
+	name := noun + " " + issuer.Name
+	keys, err := k.Of(ctx, issuer, t.KeyID)
+	switch {
+	case errors.Is(err, ErrNoSuchKey):
+		return s.refuse(BadSignature, CheckSignature, "a key of "+name, "kid "+t.KeyID+" is not among its keys",
+			"The token was signed with a key that the "+noun+" does not publish.")
+	case err != nil:
+		r := s.refuse(KeysUnavailable, CheckSignature, "the keys of "+name, err.Error(),
+			"The "+noun+"'s keys cannot be fetched; the token may be good.")
+		r.Cause = err
+		return r
+	}
+	err = ErrNoSuchKey
+	for _, key := range keys {
+		if key.Algorithm != "" && key.Algorithm != t.Alg {
+			err = errors.Join(err, errors.New("the key is for "+key.Algorithm+", the token says "+t.Alg))
+			continue
+		}
+		if err = t.Verify(key.Key); err == nil {
+			s.pass(CheckSignature, "a key of "+name, t.Alg+" kid "+t.KeyID)
+			return nil
+		}
+	}
+	r := s.refuse(BadSignature, CheckSignature, "signature of "+name, "it does not verify with key "+t.KeyID,
+		"The token's signature does not verify with the "+noun+"'s key.")
+	r.Cause = err
+	return r
 }
 
 // checkTime checks iat, nbf and exp, all in Unix seconds; zero means absent.

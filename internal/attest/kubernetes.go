@@ -2,7 +2,6 @@ package attest
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -128,34 +127,9 @@ func progress(t activity.Trace) int {
 }
 
 func (k *Kubernetes) verifyFor(ctx context.Context, c *cluster.Cluster, t *jwt.Token, claims *kubernetesClaims, s steps) (Proof, *Refusal) {
-	keys, err := k.Keys.Of(ctx, c, t.KeyID)
-	switch {
-	case errors.Is(err, ErrNoSuchKey):
-		return Proof{}, s.refuse(BadSignature, CheckSignature, "a key of cluster "+c.Name, "kid "+t.KeyID+" is not among its keys",
-			"The token was signed with a key that the cluster does not publish.")
-	case err != nil:
-		r := s.refuse(KeysUnavailable, CheckSignature, "the keys of cluster "+c.Name, err.Error(),
-			"The cluster's keys cannot be fetched; the token may be good.")
-		r.Cause = err
+	if r := k.Keys.check(ctx, c, "cluster", t, &s); r != nil {
 		return Proof{}, r
 	}
-	for _, key := range keys {
-		if key.Algorithm != "" && key.Algorithm != t.Alg {
-			err = errors.Join(err, errors.New("the key is for "+key.Algorithm+", the token says "+t.Alg))
-			continue
-		}
-		if err = t.Verify(key.Key); err == nil {
-			break
-		}
-	}
-	if err != nil {
-		r := s.refuse(BadSignature, CheckSignature, "signature of cluster "+c.Name, "it does not verify with key "+t.KeyID,
-			"The token's signature does not verify with the cluster's key.")
-		r.Cause = err
-		return Proof{}, r
-	}
-	s.pass(CheckSignature, "a key of cluster "+c.Name, t.Alg+" kid "+t.KeyID)
-
 	if !claims.Audience.Contains(c.Audience) {
 		return Proof{}, s.refuse(WrongAudience, CheckAudience, c.Audience, strings.Join(claims.Audience, ", "),
 			"The token was made for another audience; project it with audience: "+c.Audience+".")

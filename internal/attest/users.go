@@ -118,34 +118,9 @@ func passed(t activity.Trace) int {
 }
 
 func (u *Users) verifyFor(ctx context.Context, p *identity.Provider, t *jwt.Token, claims *userClaims, s *steps) *Refusal {
-	keys, err := u.Keys.Of(ctx, KeySource(p), t.KeyID)
-	switch {
-	case errors.Is(err, ErrNoSuchKey):
-		return s.refuse(BadSignature, CheckSignature, "a key of provider "+p.Name, "kid "+t.KeyID+" is not among its keys",
-			"The assertion was signed with a key that the provider does not publish.")
-	case err != nil:
-		r := s.refuse(KeysUnavailable, CheckSignature, "the keys of provider "+p.Name, err.Error(),
-			"The provider's keys cannot be fetched; the assertion may be good.")
-		r.Cause = err
+	if r := u.Keys.check(ctx, KeySource(p), "provider", t, s); r != nil {
 		return r
 	}
-	err = errors.New("no key")
-	for _, key := range keys {
-		if key.Algorithm != "" && key.Algorithm != t.Alg {
-			continue
-		}
-		if err = t.Verify(key.Key); err == nil {
-			break
-		}
-	}
-	if err != nil {
-		r := s.refuse(BadSignature, CheckSignature, "signature of provider "+p.Name, "it does not verify with key "+t.KeyID,
-			"The assertion's signature does not verify with the provider's key.")
-		r.Cause = err
-		return r
-	}
-	s.pass(CheckSignature, "a key of provider "+p.Name, t.Alg+" kid "+t.KeyID)
-
 	audience := strings.Join(claims.Audience, ", ")
 	// A token for several audiences must say that ours is the one it was made
 	// for (OpenID Connect Core section 3.1.3.7).

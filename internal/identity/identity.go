@@ -194,33 +194,3 @@ type ClaimRule struct {
 	Expiration int         `json:"expiration"` // seconds, Profile-SAML only
 	Conditions []Condition `json:"conditions"`
 }
-
-// Condition compares one proved claim with a value. Value is JSON in a string,
-// as on the wire: "\"text\"" or, for IN, "[\"a\",\"b\"]".
-type Condition struct {
-	Claim    string   `json:"claim"`
-	Operator Operator `json:"operator"`
-	Value    string   `json:"value"`
-}
-
-// Operator of a condition.
-type Operator string
-
-// The operators (reference/iam-identity.md section 6.2).
-const (
-	Equals              Operator = "EQUALS"
-	NotEquals           Operator = "NOT_EQUALS"
-	EqualsIgnoreCase    Operator = "EQUALS_IGNORE_CASE"
-	NotEqualsIgnoreCase Operator = "NOT_EQUALS_IGNORE_CASE"
-	Contains            Operator = "CONTAINS"
-	In                  Operator = "IN"
-)
-
-// Valid reports whether o is one of the documented operators.
-func (o Operator) Valid() bool {
-	switch o {
-	case Equals, NotEquals, EqualsIgnoreCase, NotEqualsIgnoreCase, Contains, In:
-		return true
-	}
-	return false
-}

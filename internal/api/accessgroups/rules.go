@@ -1,7 +1,6 @@
 package accessgroups
 
 import (
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -97,32 +96,10 @@ func checkCondition(cond identity.Condition) error {
 	if strings.TrimSpace(cond.Value) == "" || len(cond.Value) > maxValue {
 		return api.Invalid("The value of a condition must be JSON in a string, of 1 to %d bytes.", maxValue).On("conditions.value")
 	}
-	if !canHold(cond) {
+	if !cond.CanHold() {
 		return api.Invalid(`The value of a condition must be a JSON string, number or boolean, such as "\"text\"", or for IN an array of them.`).On("conditions.value")
 	}
 	return nil
-}
-
-// canHold reports whether a condition could ever be true of a claim, as
-// trust.Holds decides. Text that is not JSON stands for itself.
-func canHold(cond identity.Condition) bool {
-	var v any
-	if json.Unmarshal([]byte(cond.Value), &v) != nil {
-		return true
-	}
-	list, ok := v.([]any)
-	if !ok {
-		return scalar(v)
-	}
-	return cond.Operator == identity.In && len(list) > 0 && !slices.ContainsFunc(list, func(e any) bool { return !scalar(e) })
-}
-
-func scalar(v any) bool {
-	switch v.(type) {
-	case string, bool, float64:
-		return true
-	}
-	return false
 }
 
 // apply writes the body into a rule. A body without a name leaves the name:

@@ -1,7 +1,6 @@
 package iamidentity
 
 import (
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -92,32 +91,10 @@ func checkCondition(cond identity.Condition, ruleType string) error {
 	if strings.TrimSpace(cond.Value) == "" || len(cond.Value) > maxValue {
 		return api.Invalid("conditions.value must be JSON in a string, of 1 to %d bytes.", maxValue).On("conditions.value")
 	}
-	if ruleType == identity.RuleCR && !canHold(cond) {
+	if ruleType == identity.RuleCR && !cond.CanHold() {
 		return api.Invalid(`conditions.value must be a JSON string, number or boolean, such as "\"text\"", or for IN an array of them.`).On("conditions.value")
 	}
 	return nil
-}
-
-// canHold reports whether a condition could ever hold. Text that is not JSON
-// stands for itself, because public Terraform writes it so.
-func canHold(cond identity.Condition) bool {
-	var v any
-	if json.Unmarshal([]byte(cond.Value), &v) != nil {
-		return true
-	}
-	list, ok := v.([]any)
-	if !ok {
-		return scalar(v)
-	}
-	return cond.Operator == identity.In && len(list) > 0 && !slices.ContainsFunc(list, func(e any) bool { return !scalar(e) })
-}
-
-func scalar(v any) bool {
-	switch v.(type) {
-	case string, bool, float64:
-		return true
-	}
-	return false
 }
 
 func (b *ruleBody) apply(rule *identity.ClaimRule) {

@@ -751,6 +751,17 @@ func (c *Call) IfMatch(m *object.Meta, id string, required bool) error {
 	return nil
 }
 
+// KeysUnusable is the fault of an issuer whose keys cannot be had. Only the
+// caller can put it right, so he is told why; but what the network around the
+// server answers is for the operator's account alone.
+func (c *Call) KeysUnusable(issuer string, cause error) error {
+	why := clip(cause.Error())
+	if c.Account() != c.OperatorAccount && strings.HasPrefix(why, "fetch ") {
+		why = "they cannot be fetched"
+	}
+	return fault.New(fault.Invalid, "keys_unusable", "The keys of issuer %q cannot be used: %s.", issuer, why).Because(cause)
+}
+
 // NotFound is the fault for something absent, or in another account.
 func NotFound(noun, id string) *fault.Error {
 	return fault.New(fault.NotFound, "not_found", "The %s %q was not found.", noun, id)

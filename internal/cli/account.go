@@ -133,6 +133,9 @@ func accountCreateCommand(use, example string) *cobra.Command {
 			idFlag(f)
 		},
 		run: func(s *session, args []string) error {
+			if err := fileCanBe(file); err != nil {
+				return err
+			}
 			s.announce("Creating account %s", args[0])
 			owner := filled("email", email, "name", name)
 			o, err := s.send(request{method: http.MethodPost, path: accountsPath, body: map[string]any{"name": args[0], "owner": owner}})
@@ -364,6 +367,9 @@ func userKeyCommand() *cobra.Command {
 			idFlag(f)
 		},
 		run: func(s *session, args []string) error {
+			if err := fileCanBe(file); err != nil {
+				return err
+			}
 			s.announce("Creating the first API key of %s", args[0])
 			id, err := s.user(args[0])
 			if err != nil {

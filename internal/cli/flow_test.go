@@ -214,8 +214,8 @@ func TestAPIKeysAreMadeChangedSwitchedOffAndDeleted(t *testing.T) {
 	i.do("iam service-id-create other")
 	for _, c := range []struct{ word, of string }{{"api-key", ""}, {"service-api-key", " ci"}} {
 		t.Run(c.word, func(t *testing.T) {
-			out := i.do("iam " + c.word + "-create k" + c.of + " --file k.json --expires-at 90d --action-if-leaked delete --description first")
-			value := privateFile(t, "k.json").text("apikey")
+			out := i.do("iam " + c.word + "-create k" + c.of + " --file " + c.word + ".json --expires-at 90d --action-if-leaked delete --description first")
+			value := privateFile(t, c.word+".json").text("apikey")
 			if value == "" || strings.Contains(out.stdout+out.stderr, value) {
 				t.Errorf("the key %q is printed or not in the file: %s", value, out.stdout)
 			}
@@ -225,7 +225,7 @@ func TestAPIKeysAreMadeChangedSwitchedOffAndDeleted(t *testing.T) {
 				t.Errorf("the key ends at %s: %v", k.text("expires_at"), err)
 			}
 			i.do("iam " + c.word + "-disable k" + c.of)
-			i.refused("login -a "+i.URL+" --apikey @k.json", "Transaction ID: ")
+			i.refused("login -a "+i.URL+" --apikey @"+c.word+".json", "Transaction ID: ")
 			i.do("iam " + c.word + "-enable k" + c.of)
 			i.do("iam " + c.word + "-lock k" + c.of)
 			i.refused("iam "+c.word+"-delete k"+c.of+" -f", "locked")

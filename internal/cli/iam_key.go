@@ -191,10 +191,14 @@ func createKeyCommand(p place, args, example string) *cobra.Command {
 }
 
 // fileCanBe refuses a file in a folder that is not there, before a secret is
-// made: one that nobody can read is of no use.
+// made: one that nobody can read is of no use. It refuses a file that is there
+// as well, because what is in it may be the only copy of another secret.
 func fileCanBe(file string) error {
 	if file == "" {
 		return nil
+	}
+	if _, err := os.Lstat(file); err == nil {
+		return fmt.Errorf("the file %s is there already and may hold another key; name a new one, or remove it first", file)
 	}
 	_, err := os.Stat(filepath.Dir(file))
 	return err

@@ -51,7 +51,7 @@ var accountSettings = settings{
 		jsonText("user-mfa", "", "user_mfa", "demands on single users"),
 		jsonText("restrict-user-domains", "", "restrict_user_domains", "whose addresses can be invited"),
 	}),
-	more: "They take effect at once. An allowed address that is not yours shuts you out.", example: "--system-access-token-expiration-in-seconds 1800",
+	more: "They take effect at once. A list of allowed addresses without your own is refused.", example: "--system-access-token-expiration-in-seconds 1800",
 	columns: columns("Account", "account_id", "Restrict create service ID", "restrict_create_service_id", "Restrict create API key", "restrict_create_platform_apikey",
 		"Restrict user list", "restrict_user_list_visibility", "Allowed IP addresses", "allowed_ip_addresses", "MFA", "mfa", "MFA of single users", "user_mfa.iam_id",
 		"Session expiration (s)", "session_expiration_in_seconds", "Session invalidation (s)", "session_invalidation_in_seconds",

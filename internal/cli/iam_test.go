@@ -144,6 +144,9 @@ func TestAnAPIKeyIsShownOnceOrGoesToAPrivateFile(t *testing.T) {
 	wantBody(t, s.sent("POST /v1/apikeys"), item("name", "k", "iam_id", "iam-ServiceId-"+uuidA, "account_id", account))
 
 	for _, more := range [][]string{nil, {"--output", "json"}} {
+		if err := os.Remove("key.json"); err != nil && more != nil {
+			t.Fatal(err)
+		}
 		out := run(t, append([]string{"iam", "api-key-create", "k", "--file", "key.json", "--lock"}, more...)...).want(0)
 		if strings.Contains(out.stdout+out.stderr, secretKey) {
 			t.Errorf("the key is printed although it goes to a file: %s", out.stdout)
@@ -156,6 +159,12 @@ func TestAnAPIKeyIsShownOnceOrGoesToAPrivateFile(t *testing.T) {
 		info, err := os.Stat("key.json")
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("the key file: %v %v", info, err)
+		}
+		// A file that is there may hold the only copy of another key.
+		before := len(s.requests())
+		again := run(t, append([]string{"iam", "api-key-create", "k2", "--file", "key.json"}, more...)...).want(1)
+		if !strings.Contains(again.stderr, "there already") || len(s.requests()) != before {
+			t.Errorf("a key was made for a file that is taken: %s", again.stderr)
 		}
 	}
 	run(t, "login", "--apikey", "@key.json").want(0)

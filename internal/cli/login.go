@@ -34,9 +34,10 @@ func loginCommand() *cobra.Command {
 	c := spec{
 		use: "login", short: "Log in to a server",
 		more: "The credential is an API key, a service-account token with the trusted profile to put on, the ID token of the\n" +
-			"account's identity provider (perhaps with a profile), or, on a virtual server, the server itself (--vpc-cri). A key file is the owner.json of a new installation, the file of an\n" +
-			"api-key-create, or the bare key; @- reads standard input. The key itself is not kept: the session has tokens\n" +
-			"that end.\n\n" +
+			"account's identity provider (perhaps with a profile), or, on a virtual server, the server itself (--vpc-cri). An\n" +
+			"ID token whose issuer several accounts have needs --account. A key file is the owner.json of a new\n" +
+			"installation, the file of an api-key-create, or the bare key; @- reads standard input. The key itself is not\n" +
+			"kept: the session has tokens that end.\n\n" +
 			"Environment: TABARD_API_KEY or IBMCLOUD_API_KEY (a key or @FILE), IBMCLOUD_CR_TOKEN, IBMCLOUD_CR_PROFILE,\n" +
 			"IBMCLOUD_CR_VPC_URL or TABARD_METADATA_URL (the metadata service, if not at " + metadataURL + "), TABARD_SERVER (the\n" +
 			"server).",

@@ -27,7 +27,7 @@ func (c column) cell(o object) string {
 	} else {
 		s = o.text(c.path)
 	}
-	if strings.HasSuffix(c.path, "_at") || c.path == "eventTime" {
+	if strings.HasSuffix(c.path, "_at") || c.path == "eventTime" || c.path == "added_on" || c.path == "target_time" {
 		s = clock(s)
 	}
 	return cell(s)

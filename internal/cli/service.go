@@ -95,6 +95,10 @@ func serviceRegisterCommand() *cobra.Command {
 				r.method, r.path, r.header = http.MethodPut, services.at(d.Name), map[string]string{"If-Match": entityTag(old, header)}
 			}
 			o, err := s.send(r)
+			var refused *apiError
+			if errors.As(err, &refused) && refused.Status == http.StatusConflict && !replace {
+				return &noted{error: err, note: "A service of your own is changed with: tabard iam service-register -f " + file + " --replace"}
+			}
 			if err != nil {
 				return err
 			}

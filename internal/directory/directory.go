@@ -543,6 +543,30 @@ func (d *Directory) ForgetSubject(tx *Tx, accountID, iamID string) (policies, gr
 	return policies, groups
 }
 
+// EndMembershipsOf stages the end of the memberships that an account's rules
+// about an issuer have given.
+func (d *Directory) EndMembershipsOf(tx *Tx, accountID, issuer string) {
+	ended := map[string]bool{}
+	for _, r := range d.GroupRulesByAccount.Get(accountID) {
+		if r.RealmName == issuer {
+			ended[r.ID] = true
+		}
+	}
+	for _, m := range d.Memberships.All() {
+		if m.AccountID != accountID {
+			continue
+		}
+		rest := *m
+		rest.Groups = slices.DeleteFunc(slices.Clone(m.Groups), func(g access.DynamicMember) bool { return ended[g.RuleID] })
+		switch {
+		case len(rest.Groups) == 0:
+			d.Memberships.Delete(tx, m)
+		case len(rest.Groups) < len(m.Groups):
+			d.Memberships.Put(tx, &rest)
+		}
+	}
+}
+
 // ClustersOf returns the clusters registered with an issuer.
 func (d *Directory) ClustersOf(issuer string) []*cluster.Cluster {
 	return d.ClustersByIssuer.Get(issuer)

@@ -184,5 +184,5 @@ func (t *Table[T]) unset(id string) {
 
 // taken turns a store's refusal of a unique key into the caller's conflict.
 func (t *Table[T]) taken() error {
-	return fault.New(fault.Conflict, "conflict", "A %s with this name or content already exists.", t.noun)
+	return fault.New(fault.Conflict, "conflict", "Another %s with this name or content already exists.", t.noun)
 }

@@ -400,14 +400,14 @@ func TestADisabledUserIsNotLetIn(t *testing.T) {
 	_, err := s.grants.APIKey(t.Context(), o, p.secret, "")
 	s.wantRefused(err, o, s.Owner.AccountID, grant.CodeUserGone, grant.CheckSubject)
 	for _, raw := range []string{p.userToken, p.keyToken} {
-		if _, err := s.grants.Caller(raw); !errors.Is(err, grant.ErrSubjectGone) {
+		if _, err := s.grants.Caller(raw); !errors.Is(err, grant.ErrUserDisabled) {
 			t.Error(err)
 		}
 	}
 	if _, err := s.grants.Holder(t.Context(), origin, p.secret); err == nil {
 		t.Error("the holder of his key is told who he is")
 	}
-	if !strings.Contains(fmt.Sprint(s.grants.Live(s.Owner.AccountID, ada)), "does not exist") {
+	if !strings.Contains(fmt.Sprint(s.grants.Live(s.Owner.AccountID, ada)), "disabled") {
 		t.Error("he is live")
 	}
 }

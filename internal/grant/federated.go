@@ -67,11 +67,20 @@ func (s *Service) Federated(ctx context.Context, o Origin, r FederatedRequest) (
 	if r.Account != "" {
 		proofs = slices.DeleteFunc(proofs, func(p attest.UserProof) bool { return p.Provider.AccountID != r.Account })
 	}
+	if len(proofs) == 0 {
+		if _, ok := s.cfg.Directory.Accounts.Get(r.Account); ok {
+			a.event.AccountID, a.assigned = r.Account, true
+		}
+		a.trace.Fail(attest.CheckIssuer, "an identity provider of account "+activity.Clip(r.Account), "none", "register the issuer in the account, or name another account")
+		a.skip(rest...)
+		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: unknown issuer").
+			WithDetail("The account has no enabled identity provider with the assertion's issuer."))
+	}
 	if len(proofs) != 1 {
-		a.trace.Fail(attest.CheckIssuer, "an identity provider of one account", "of several, or of another one than asked for", "name the account")
+		a.trace.Fail(attest.CheckIssuer, "an identity provider of one account", "of several", "name the account")
 		a.skip(rest...)
 		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeMissing, "Property missing or empty").
-			WithDetail("The assertion's issuer is not registered in exactly one account; name the account in 'account'."))
+			WithDetail("Several accounts have an identity provider with the assertion's issuer; name one in 'account'."))
 	}
 	proof := proofs[0]
 	a.trace = proof.Trace
@@ -93,7 +102,7 @@ func (a *attempt) enter(ctx context.Context, proof attest.UserProof, scope strin
 		return Answer{}, a.refuse(ctx, f)
 	}
 	var user *identity.User
-	hint := "invite the person under an e-mail address that the provider has verified"
+	hint := a.svc.whyUnknown(proof)
 	err := d.Update(ctx, "federated login", func(tx *directory.Tx) error {
 		found := a.svc.userOf(proof)
 		if found == nil {
@@ -118,7 +127,7 @@ func (a *attempt) enter(ctx context.Context, proof attest.UserProof, scope strin
 		return Answer{}, a.refuse(ctx, fault.Of(err))
 	}
 	if user == nil {
-		a.trace.Fail(CheckUser, "a user of account "+account, proof.User.Name, hint)
+		a.trace.Fail(CheckUser, "a user of account "+account, describe(proof), hint)
 		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeUserGone, "Provided user not found or active"))
 	}
 	a.trace.Pass(CheckUser, "a user of account "+account, user.IAMID)
@@ -131,6 +140,30 @@ func (a *attempt) enter(ctx context.Context, proof attest.UserProof, scope strin
 	a.event.Target.Name = user.Name
 	claims.Scope = scope
 	return a.issue(ctx, claims, token.AccessLife)
+}
+
+// whyUnknown says what would make somebody a user who is none.
+func (s *Service) whyUnknown(proof attest.UserProof) string {
+	said, _ := proof.User.Claims["email"].(string)
+	for _, u := range s.cfg.Directory.UsersByAccount.Get(proof.Provider.AccountID) {
+		switch {
+		case said == "" || !sameAddress(u.Email, said):
+		case u.Subject != "":
+			return "the address belongs to user " + u.IAMID + ", who is bound to another subject; remove that user and invite the person again"
+		case proof.Email == "":
+			return "the person is invited, but the provider does not say that it has verified the address (email_verified)"
+		}
+	}
+	return "invite the person under an e-mail address that the provider has verified"
+}
+
+// describe names a person to the administrator who is to invite him.
+func describe(proof attest.UserProof) string {
+	said, _ := proof.User.Claims["email"].(string)
+	if said == "" || said == proof.User.Name {
+		return proof.User.Name
+	}
+	return proof.User.Name + " <" + activity.Clip(said) + ">"
 }
 
 // userOf finds the account's user that a proof is about: the one it was bound

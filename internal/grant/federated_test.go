@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -202,7 +203,7 @@ func TestAProviderLetsNobodyIntoAnotherAccount(t *testing.T) {
 	s.invite(s.Other.AccountID, "IBMid-GRACE", "grace@example.com")
 	s.wantNobody(i.token("g-1", "grace@example.com", nil))
 	_, _, err := s.login(i.token("g-1", "grace@example.com", nil), s.Other.AccountID)
-	if code(err) != grant.CodeMissing {
+	if code(err) != grant.CodeUnsupported {
 		t.Errorf("by the name of the other account: %v", err)
 	}
 	if u := s.user(s.Other.AccountID, "IBMid-GRACE"); u.Subject != "" || !u.Invited {
@@ -220,7 +221,7 @@ func TestAnIssuerOfTwoAccountsNeedsTheAccountsName(t *testing.T) {
 	raw := i.token("g-1", "grace@example.com", nil)
 	_, o, err := s.login(raw, "")
 	s.wantRefused(err, o, s.Owner.AccountID, grant.CodeMissing, attest.CheckIssuer)
-	if _, _, err := s.login(raw, "cccc0000000000000000000000000000"); code(err) != grant.CodeMissing {
+	if _, _, err := s.login(raw, "cccc0000000000000000000000000000"); code(err) != grant.CodeUnsupported {
 		t.Error(err)
 	}
 	for _, account := range []string{s.Other.AccountID, s.Owner.AccountID} {
@@ -258,15 +259,52 @@ func TestADisabledUserIsNotLetInByHisProvider(t *testing.T) {
 	s.wantNobody(i.token("g-1", "grace@example.com", nil))
 }
 
+func TestARefusedPersonIsExplainedByWhatWouldLetHimIn(t *testing.T) {
+	s := start(t)
+	i := s.provider(s.Owner.AccountID, "https://idp.test")
+	s.invite(s.Owner.AccountID, "IBMid-GRACE", "grace@example.com")
+	hint := func(raw string) (found, hint string) {
+		t.Helper()
+		failed, _ := s.wantNobody(raw).Trace.Failed()
+		return failed.Found, failed.Hint
+	}
+	if found, h := hint(i.token("x", "ada@example.com", map[string]any{"name": "Ada"})); !strings.Contains(h, "invite the person") || !strings.Contains(found, "ada@example.com") {
+		t.Errorf("a stranger: %s, %s", found, h)
+	}
+	if _, h := hint(i.token("g-1", "grace@example.com", map[string]any{"email_verified": false})); !strings.Contains(h, "email_verified") {
+		t.Errorf("an address that is not verified: %s", h)
+	}
+	s.wantUser(i.token("g-1", "grace@example.com", nil), "IBMid-GRACE")
+	if _, h := hint(i.token("g-2", "grace@example.com", nil)); !strings.Contains(h, "another subject") {
+		t.Errorf("another subject: %s", h)
+	}
+}
+
 func TestADisabledOrDeletedProviderLetsNobodyIn(t *testing.T) {
 	s := start(t)
 	i := s.provider(s.Owner.AccountID, "https://idp.test")
 	s.invite(s.Owner.AccountID, "IBMid-GRACE", "grace@example.com")
-	s.wantUser(i.token("g-1", "grace@example.com", nil), "IBMid-GRACE")
+	a, _, err := s.login(i.token("g-1", "grace@example.com", nil), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.group("ops", i.Issuer, 8, ops())
+	if _, _, err := s.login(i.token("g-1", "grace@example.com", map[string]any{"groups": []string{"ops"}}), ""); err != nil || !s.may("IBMid-GRACE", "ops", 0) {
+		t.Fatalf("she is not in the group: %v", err)
+	}
 	off := *i.Provider
 	off.Disabled = true
-	s.update(func(tx *directory.Tx) { s.d.Providers.Put(tx, &off) })
+	s.update(func(tx *directory.Tx) {
+		s.d.Providers.Put(tx, &off)
+		s.d.EndMembershipsOf(tx, off.AccountID, off.Issuer)
+	})
+	if s.may("IBMid-GRACE", "ops", 0) {
+		t.Error("the membership outlives the provider")
+	}
 	for range 2 {
+		if _, err := s.grants.Caller(a.AccessToken); !errors.Is(err, grant.ErrProviderGone) {
+			t.Errorf("the token outlives the provider: %v", err)
+		}
 		if _, _, err := s.login(i.token("g-1", "grace@example.com", nil), ""); code(err) != grant.CodeUnsupported {
 			t.Error(err)
 		}

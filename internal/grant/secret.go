@@ -283,6 +283,13 @@ func describeIdentities(p *identity.Profile) string {
 // any more.
 var ErrSubjectGone = errors.New("the identity does not exist any more")
 
+// ErrUserDisabled means that an administrator has shut the user out.
+var ErrUserDisabled = errors.New("the user is disabled; an administrator can enable him again")
+
+// ErrProviderGone means that the identity provider behind a valid token was
+// disabled or removed.
+var ErrProviderGone = errors.New("the identity provider that vouched for the user is disabled or gone")
+
 // ErrAccountClosed means that the account of a valid token was closed.
 var ErrAccountClosed = errors.New("the account is closed")
 
@@ -300,8 +307,11 @@ func (s *Service) subject(account, iamID string) (token.Claims, error) {
 		c.Authn = &token.Authn{Subject: id.ID, IAMID: iamID, SubType: token.SubServiceID, Name: id.Name}
 	case crn.KindUser:
 		u, ok := d.Users.Get(directory.UserKey(account, iamID))
-		if !ok || u.Disabled {
+		if !ok {
 			return c, ErrSubjectGone
+		}
+		if u.Disabled {
+			return c, ErrUserDisabled
 		}
 		c.Name, c.Email, c.Subject = u.Name, u.Email, u.Email
 		c.GivenName, c.FamilyName = u.FirstName, u.LastName
@@ -376,7 +386,26 @@ func (s *Service) Caller(raw string) (*token.Claims, error) {
 	if err := s.Live(c.Account.BSS, c.IAMID); err != nil {
 		return nil, err
 	}
+	if c.GrantType == TypeJWTBearer && !s.vouched(c) {
+		return nil, ErrProviderGone
+	}
 	return c, nil
+}
+
+// vouched reports whether the provider that a federated token stands on is
+// still one of the account.
+func (s *Service) vouched(c *token.Claims) bool {
+	d := s.cfg.Directory
+	return slices.ContainsFunc(d.ProvidersByAccount.Get(c.Account.BSS), func(p *identity.Provider) bool {
+		if p.Disabled {
+			return false
+		}
+		if crn.KindOf(c.IAMID) == crn.KindProfile {
+			return c.Authn != nil && strings.HasPrefix(c.Authn.IAMID, p.ID+"-")
+		}
+		u, ok := d.Users.Get(directory.UserKey(c.Account.BSS, c.IAMID))
+		return ok && u.Issuer == p.Issuer
+	})
 }
 
 // Live returns an error unless the account is open and the identity exists in

@@ -279,7 +279,7 @@ func TestATokenOfAnAssumedProfileEndsWithTheUserBehindItsKey(t *testing.T) {
 		gone.Disabled = true
 		s.d.Users.Put(tx, &gone)
 	})
-	if _, err := s.grants.Caller(a.AccessToken); !errors.Is(err, grant.ErrSubjectGone) {
+	if _, err := s.grants.Caller(a.AccessToken); !errors.Is(err, grant.ErrUserDisabled) {
 		t.Errorf("the disabled user still acts as the profile: error %v", err)
 	}
 }

@@ -203,8 +203,7 @@ func (b *providerBody) apply(p *identity.Provider) error {
 func (r *routes) probe(c *api.Call, p *identity.Provider) error {
 	source := &cluster.Cluster{ID: p.ID, Issuer: p.Issuer, CA: p.CA, JWKS: json.RawMessage(p.JWKS)}
 	if _, err := r.keys.Check(c.R.Context(), source); err != nil {
-		// The reason is for the caller: only he can put it right.
-		return fault.New(fault.Invalid, "keys_unusable", "The keys of issuer %q cannot be used: %s.", p.Issuer, clip(err.Error())).Because(err)
+		return c.KeysUnusable(p.Issuer, err)
 	}
 	return nil
 }
@@ -315,6 +314,9 @@ func (r *routes) updateProvider(c *api.Call, tx *directory.Tx, b *providerBody, 
 		return api.Reply{}, t, fault.New(fault.Stale, "conflict", "The identity provider was changed in the meantime; its entity tag is now %s.", old.Tag(old.ID))
 	}
 	r.Directory.Providers.Put(tx, &p)
+	if p.Disabled {
+		r.Directory.EndMembershipsOf(tx, p.AccountID, p.Issuer)
+	}
 	v := r.providerView(&p)
 	data := providerData(&p)
 	data["previous"] = providerData(old)
@@ -327,6 +329,7 @@ func (r *routes) deleteProvider(c *api.Call, tx *directory.Tx, _ *api.None, p *i
 		return api.Reply{}, t, err
 	}
 	r.Directory.Providers.Delete(tx, p)
+	r.Directory.EndMembershipsOf(tx, p.AccountID, p.Issuer)
 	return api.Reply{Status: http.StatusNoContent, ResponseData: providerData(p)}, t, nil
 }
 

@@ -160,8 +160,7 @@ func (h family) prepare(c *api.Call, b *registration) error {
 	}
 	n, err := h.keys.Check(c.R.Context(), k)
 	if err != nil {
-		// The reason is for the caller: only he can put it right.
-		return fault.New(fault.Invalid, "keys_unusable", "The keys of issuer %q cannot be used: %s.", k.Issuer, clip(err.Error())).Because(err)
+		return c.KeysUnusable(k.Issuer, err)
 	}
 	b.cluster, b.found = k, n
 	return nil

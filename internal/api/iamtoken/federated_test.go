@@ -106,7 +106,7 @@ func TestAnAssertionThatProvesNothingIsAnsweredInTheWireForm(t *testing.T) {
 	s.refused(s.post(bearerForm(with(map[string]any{"aud": "other"}))), grant.CodeUnsupported, owner, attest.CheckAudience)
 	s.refused(s.post(bearerForm(with(map[string]any{"exp": s.clock.now().Add(-time.Second).Unix()}))), grant.CodeInvalidToken, owner, attest.CheckTime)
 	s.refused(s.post(bearerForm(with(map[string]any{"sub": ""}))), grant.CodeUnsupported, owner, attest.CheckClaims)
-	s.refused(s.post(bearerForm(with(nil), "account", s.Other.AccountID)), grant.CodeMissing, owner, attest.CheckIssuer)
+	s.refused(s.post(bearerForm(with(nil), "account", s.Other.AccountID)), grant.CodeUnsupported, s.Other.AccountID, attest.CheckIssuer)
 	s.refused(s.post(bearerForm(with(map[string]any{"email_verified": false}))), grant.CodeUserGone, owner, grant.CheckUser)
 	s.refused(s.post(bearerForm(with(nil), "profile_id", "Profile-none")), grant.CodeNotFound, owner, grant.CheckProfile)
 	// A field twice is a form that two readers could read differently.

@@ -1,10 +1,7 @@
 package accounts
 
 import (
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -14,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"tabard.dev/tabard/internal/access"
+	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/cluster"
@@ -40,8 +38,6 @@ const (
 	maxProviders = 5
 	maxIssuer    = 1024 // characters
 	maxAudience  = 256  // characters
-	maxCA        = 64 << 10
-	maxReason    = 512 // bytes of what a provider's answer can put into a fault
 )
 
 // registerProviders adds the routes of identity providers. The paths are the
@@ -163,9 +159,9 @@ func (b *providerBody) apply(p *identity.Provider) error {
 	if b.CA != nil {
 		p.CA = ""
 		if *b.CA != "" {
-			ca, err := certificates(*b.CA)
+			ca, err := attest.Certificates(*b.CA)
 			if err != nil {
-				return api.Invalid("The field ca cannot be used: %s.", clip(err.Error())).On("ca")
+				return api.Invalid("The field ca cannot be used: %s.", activity.Clip(err.Error())).On("ca")
 			}
 			p.CA = ca
 		}
@@ -175,7 +171,7 @@ func (b *providerBody) apply(p *identity.Provider) error {
 		if string(b.JWKS) != "null" {
 			keys, err := attest.ParseKeys(b.JWKS)
 			if err != nil {
-				return api.Invalid("The field jwks cannot be used: %s.", clip(err.Error())).On("jwks")
+				return api.Invalid("The field jwks cannot be used: %s.", activity.Clip(err.Error())).On("jwks")
 			}
 			// Written anew, so that nothing is kept but the public keys.
 			if p.JWKS, err = json.Marshal(jose.JSONWebKeySet{Keys: keys}); err != nil {
@@ -331,35 +327,4 @@ func (r *routes) deleteProvider(c *api.Call, tx *directory.Tx, _ *api.None, p *i
 	r.Directory.Providers.Delete(tx, p)
 	r.Directory.EndMembershipsOf(tx, p.AccountID, p.Issuer)
 	return api.Reply{Status: http.StatusNoContent, ResponseData: providerData(p)}, t, nil
-}
-
-// clip bounds text that is partly another party's choice.
-func clip(s string) string {
-	if len(s) > maxReason {
-		s = s[:maxReason]
-	}
-	return strings.ToValidUTF8(s, "")
-}
-
-// certificates returns the certificates of a PEM text and nothing else of it. A
-// private key among them is refused: it has no place here, and whoever sent it
-// should know.
-func certificates(text string) (string, error) {
-	if len(text) > maxCA {
-		return "", fmt.Errorf("it is longer than %d bytes", maxCA)
-	}
-	var out strings.Builder
-	for block, rest := pem.Decode([]byte(text)); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			return "", fmt.Errorf("it holds a PEM block of type %q; only certificates belong in it", block.Type)
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return "", fmt.Errorf("read a certificate: %w", err)
-		}
-		out.Write(pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes}))
-	}
-	if out.Len() == 0 {
-		return "", errors.New("it holds no certificate in PEM")
-	}
-	return out.String(), nil
 }

@@ -6,10 +6,7 @@ package clusters
 
 import (
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"math/big"
 	"net/http"
@@ -20,6 +17,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"tabard.dev/tabard/internal/access"
+	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/cluster"
@@ -35,8 +33,6 @@ const service = "containers-kubernetes"
 const (
 	maxName   = 100  // characters
 	maxIssuer = 1024 // characters
-	maxCA     = 64 << 10
-	maxReason = 512 // bytes of what a cluster's answer can put into a fault
 )
 
 // family adds the verifier's keys to the routes that need them.
@@ -166,14 +162,6 @@ func (h family) prepare(c *api.Call, b *registration) error {
 	return nil
 }
 
-// clip bounds text that is partly another party's choice.
-func clip(s string) string {
-	if len(s) > maxReason {
-		s = s[:maxReason]
-	}
-	return strings.ToValidUTF8(s, "")
-}
-
 func build(c *api.Call, b *registration) (*cluster.Cluster, error) {
 	k := &cluster.Cluster{
 		ID: newID(), AccountID: c.Account(), Name: b.Name, Issuer: b.Issuer,
@@ -191,7 +179,7 @@ func build(c *api.Call, b *registration) (*cluster.Cluster, error) {
 	if len(b.JWKS) > 0 && string(b.JWKS) != "null" {
 		keys, err := attest.ParseKeys(b.JWKS)
 		if err != nil {
-			return nil, api.Invalid("The field jwks cannot be used: %s.", clip(err.Error())).On("jwks")
+			return nil, api.Invalid("The field jwks cannot be used: %s.", activity.Clip(err.Error())).On("jwks")
 		}
 		// Written anew, so that nothing is kept but the public keys.
 		if k.JWKS, err = json.Marshal(jose.JSONWebKeySet{Keys: keys}); err != nil {
@@ -199,9 +187,9 @@ func build(c *api.Call, b *registration) (*cluster.Cluster, error) {
 		}
 	}
 	if b.CA != "" {
-		ca, err := certificates(b.CA)
+		ca, err := attest.Certificates(b.CA)
 		if err != nil {
-			return nil, api.Invalid("The field ca cannot be used: %s.", clip(err.Error())).On("ca")
+			return nil, api.Invalid("The field ca cannot be used: %s.", activity.Clip(err.Error())).On("ca")
 		}
 		k.CA = ca
 	}
@@ -216,7 +204,7 @@ func build(c *api.Call, b *registration) (*cluster.Cluster, error) {
 		return nil, api.Invalid("The field location must have 1 to 64 lower-case letters, digits and hyphens.").On("location")
 	}
 	if err := k.Validate(); err != nil {
-		return nil, api.Invalid("The cluster cannot be registered: %s.", clip(err.Error()))
+		return nil, api.Invalid("The cluster cannot be registered: %s.", activity.Clip(err.Error()))
 	}
 	k.CRN = c.Names.Of(service, k.Location, k.AccountID, k.ID, "", "").String()
 	g, err := group(c, b.ResourceGroup)
@@ -243,33 +231,6 @@ func validLocation(s string) bool {
 	return len(s) >= 1 && len(s) <= 64 && strings.IndexFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
 	}) < 0
-}
-
-// certificates returns the certificates of a PEM text and nothing else of it.
-// A private key among them is refused: it has no place here, and whoever sent
-// it should know.
-func certificates(text string) (string, error) {
-	if len(text) > maxCA {
-		return "", fmt.Errorf("it is longer than %d bytes", maxCA)
-	}
-	var out strings.Builder
-	for rest := []byte(text); ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return "", fmt.Errorf("it holds a PEM block of type %q; only certificates belong in it", block.Type)
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return "", fmt.Errorf("read a certificate: %w", err)
-		}
-		out.Write(pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes}))
-	}
-	if out.Len() == 0 {
-		return "", errors.New("it holds no certificate in PEM")
-	}
-	return out.String(), nil
 }
 
 // newID returns 20 random lower-case letters and digits, the first one a c: the

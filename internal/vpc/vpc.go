@@ -59,13 +59,25 @@ type Key struct {
 
 // Image is what an instance boots. Stock images belong to no account.
 type Image struct {
-	ID           string
-	Name         string
-	OS           string
-	OSName       string // of the operating system, in its catalogue form
-	Version      string
-	Architecture string
-	Vendor       string
+	object.Meta
+	ID              string `json:"id"`
+	AccountID       string `json:"account_id,omitempty"`
+	Name            string `json:"name"`
+	OS              string `json:"os"`
+	OSName          string `json:"os_name"` // of the operating system, in its catalogue form
+	Version         string `json:"version"`
+	Architecture    string `json:"architecture"`
+	Vendor          string `json:"vendor"`
+	ResourceGroupID string `json:"resource_group_id,omitempty"`
+
+	// A registered image has a disk; a stock image has none and is for drivers
+	// that need none.
+	Status string `json:"status,omitempty"` // available, pending, failed or deleting; "" is available
+	Reason string `json:"reason,omitempty"` // why it is failed
+	Format string `json:"format,omitempty"` // qcow2 or raw
+	Bytes  int64  `json:"bytes,omitempty"`  // size of the file
+	SHA256 string `json:"sha256,omitempty"` // of the file, hexadecimal
+	Source string `json:"source,omitempty"` // URL that it was fetched from
 }
 
 // Instance statuses (reference/instance-metadata-and-vpc.md section 3.5).
@@ -101,12 +113,17 @@ type Instance struct {
 	UserData        string          `json:"user_data,omitempty"`
 	Interfaces      []Interface     `json:"interfaces"` // the first is the primary one
 	BootVolume      Volume          `json:"boot_volume"`
+	External        *External       `json:"external,omitempty"` // nil for one that a driver runs
+
+	// Force says that a stop or reboot under way does not wait for the system
+	// inside.
+	Force bool `json:"force,omitempty"`
 }
 
 // MetadataService are an instance's settings of the metadata service.
 type MetadataService struct {
 	Enabled          bool   `json:"enabled"`
-	Protocol         string `json:"protocol"`           // http
+	Protocol         string `json:"protocol"`           // http or https
 	ResponseHopLimit int    `json:"response_hop_limit"` // IP time-to-live of answers, 1 to 64
 }
 
@@ -127,6 +144,25 @@ type Interface struct {
 	IPID     string     `json:"ip_id"`
 	IPName   string     `json:"ip_name"`
 	MAC      string     `json:"mac"`
+
+	// SecurityGroupIDs are the groups that were asked for; none means the VPC's
+	// default one. See GroupIDs.
+	SecurityGroupIDs []string `json:"security_group_ids,omitempty"`
+
+	// AttachmentID and VirtualID are set when the instance was made with network
+	// attachments, the newer form of the same thing: VirtualID is the id of the
+	// virtual network interface.
+	AttachmentID string `json:"attachment_id,omitempty"`
+	VirtualID    string `json:"virtual_id,omitempty"`
+	VirtualName  string `json:"virtual_name,omitempty"`
+}
+
+// External says how a machine that somebody else made and runs is reached on
+// its host.
+type External struct {
+	Device string            `json:"device"`           // name of its tap or veth on the host
+	Domain string            `json:"domain,omitempty"` // UUID of its libvirt domain
+	Tags   map[string]string `json:"tags,omitempty"`   // from the domain's metadata
 }
 
 // Volume is the boot volume; it exists as a name only.
@@ -164,6 +200,9 @@ func (i *Instance) Interface(ref string) (*Interface, bool) {
 func (i *Instance) Clone() *Instance {
 	c := *i
 	c.Interfaces = slices.Clone(i.Interfaces)
+	for n := range c.Interfaces {
+		c.Interfaces[n].SecurityGroupIDs = slices.Clone(c.Interfaces[n].SecurityGroupIDs)
+	}
 	c.KeyIDs = slices.Clone(i.KeyIDs)
 	return &c
 }

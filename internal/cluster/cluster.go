@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"time"
 	"unicode"
 
 	"tabard.dev/tabard/internal/identity"
@@ -86,10 +87,31 @@ func ValidFetchURL(raw string) error {
 // public; the private half stays with the host.
 type Host struct {
 	object.Meta
-	ID   string          `json:"id"`
-	Name string          `json:"name"`
-	JWKS json.RawMessage `json:"jwks"`
+	ID      string          `json:"id"` // host-<uuid>, or "local" for the server's own machine
+	Name    string          `json:"name"`
+	Zone    string          `json:"zone,omitempty"` // "" takes instances of every zone
+	JWKS    json.RawMessage `json:"jwks"`
+	Revoked bool            `json:"revoked,omitempty"` // it signs for nobody any more
+
+	// Recorded is the sequence number of the last event of the host that stands
+	// in the activity log; earlier ones are not recorded again.
+	Recorded int64 `json:"recorded,omitempty"`
 }
+
+// JoinToken lets one host join, once.
+type JoinToken struct {
+	object.Meta
+	ID      string    `json:"id"`
+	Hash    string    `json:"hash"`
+	Name    string    `json:"name"`              // that the host is to have
+	Zone    string    `json:"zone,omitempty"`    // that it is in
+	HostID  string    `json:"host_id,omitempty"` // of the host that joins again, with a new key
+	Expires time.Time `json:"expires"`
+	UsedBy  string    `json:"used_by,omitempty"` // id of the host that has joined with it
+}
+
+// MaxJoinTokenLife bounds the time in which a host has to join.
+const MaxJoinTokenLife = time.Hour
 
 // KeyIDs returns the ids of the host's keys.
 func (h *Host) KeyIDs() []string { return keyIDs(h.JWKS) }

@@ -89,6 +89,9 @@ type Directory struct {
 	Hosts      *Table[cluster.Host]
 	HostsByKey *Index[cluster.Host] // key: key id
 
+	JoinTokens       *Table[cluster.JoinToken]
+	JoinTokensByHash *Index[cluster.JoinToken]
+
 	VPCs          *Table[vpc.VPC]
 	VPCsByAccount *Index[vpc.VPC]
 
@@ -108,6 +111,13 @@ type Directory struct {
 	FloatingIPs           *Table[vpc.FloatingIP]
 	FloatingIPsByAccount  *Index[vpc.FloatingIP]
 	FloatingIPsByInstance *Index[vpc.FloatingIP]
+
+	SecurityGroups          *Table[vpc.SecurityGroup]
+	SecurityGroupsByAccount *Index[vpc.SecurityGroup]
+	SecurityGroupsByVPC     *Index[vpc.SecurityGroup]
+
+	Images          *Table[vpc.Image] // registered ones
+	ImagesByAccount *Index[vpc.Image]
 
 	SigningKeys *Table[SigningKey]
 

@@ -115,7 +115,14 @@ func (d *Directory) define() {
 	d.Hosts = newTable(d, "host", "host",
 		func(h *cluster.Host) *object.Meta { return &h.Meta },
 		func(h *cluster.Host) string { return h.ID })
+	d.Hosts.unique = func(h *cluster.Host) []string { return []string{h.Name} }
 	d.HostsByKey = d.Hosts.index((*cluster.Host).KeyIDs)
+
+	d.JoinTokens = newTable(d, "join-token", "join token",
+		func(t *cluster.JoinToken) *object.Meta { return &t.Meta },
+		func(t *cluster.JoinToken) string { return t.ID })
+	d.JoinTokens.unique = func(t *cluster.JoinToken) []string { return []string{t.Hash} }
+	d.JoinTokensByHash = d.JoinTokens.index(d.JoinTokens.unique)
 
 	d.VPCs = newTable(d, "vpc", "VPC",
 		func(v *vpc.VPC) *object.Meta { return &v.Meta },
@@ -152,6 +159,19 @@ func (d *Directory) define() {
 		}
 		return keys
 	})
+
+	d.SecurityGroups = newTable(d, "security-group", "security group",
+		func(g *vpc.SecurityGroup) *object.Meta { return &g.Meta },
+		func(g *vpc.SecurityGroup) string { return g.ID })
+	d.SecurityGroups.unique = func(g *vpc.SecurityGroup) []string { return []string{Key(g.VPCID, g.Name)} }
+	d.SecurityGroupsByAccount = d.SecurityGroups.index(func(g *vpc.SecurityGroup) []string { return []string{g.AccountID} })
+	d.SecurityGroupsByVPC = d.SecurityGroups.index(func(g *vpc.SecurityGroup) []string { return []string{g.VPCID} })
+
+	d.Images = newTable(d, "image", "image",
+		func(i *vpc.Image) *object.Meta { return &i.Meta },
+		func(i *vpc.Image) string { return i.ID })
+	d.Images.unique = func(i *vpc.Image) []string { return []string{Key(i.AccountID, i.Name)} }
+	d.ImagesByAccount = d.Images.index(func(i *vpc.Image) []string { return []string{i.AccountID} })
 
 	d.FloatingIPs = newTable(d, "floating-ip", "floating IP",
 		func(f *vpc.FloatingIP) *object.Meta { return &f.Meta },

@@ -2,62 +2,84 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
+	"reflect"
 	"sync"
 	"time"
 
-	"tabard.dev/tabard/internal/directory"
-	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/vpc"
 )
 
 // ControllerConfig are the controller's collaborators.
 type ControllerConfig struct {
-	Directory *directory.Directory
-	Driver    Driver
-	HostID    string
-	Handlers  func(instanceID string) Handlers
-	Log       *slog.Logger
+	World    World
+	Driver   Driver
+	Handlers func(instanceID string) Handlers
+	Log      *slog.Logger
 }
 
 // Controller makes the machines of one host follow their instances: it looks
-// at each instance's status, does what the status asks for, and writes the
-// status that follows. It acts on what it finds, not on what it was told, so a
-// restart or a lost signal changes nothing.
+// at each instance's status, has the driver do what the status asks for, and
+// reports the status that follows. It acts on what it finds, not on what it was
+// told, so a restart or a lost signal changes nothing.
+//
+// Instances do not wait for each other: a machine that takes a minute to shut
+// down, or an image that takes ten to fetch, holds up no other.
 type Controller struct {
-	cfg ControllerConfig
+	cfg  ControllerConfig
+	done chan struct{} // signalled when work on a machine has ended
 
-	mu      sync.Mutex
-	running map[string]bool // machines that the driver has started
+	mu       sync.Mutex
+	machines map[string]*machine
+}
+
+// machine is what the controller knows of one.
+type machine struct {
+	busy     bool    // somebody works on it
+	running  bool    // this process has started it, or taken it up
+	found    bool    // an earlier process left it, and it was not looked at yet
+	applied  Machine // as it was started or updated last
+	ended    bool    // it ended by itself, and that was not reported yet
+	reported int64   // revision of the instance that was reported on last: what follows is the server's to say
 }
 
 // NewController returns a controller; Run makes it work.
 func NewController(cfg ControllerConfig) *Controller {
-	return &Controller{cfg: cfg, running: map[string]bool{}}
+	return &Controller{cfg: cfg, done: make(chan struct{}, 1), machines: map[string]*machine{}}
 }
 
-// sweep is how often the controller looks without having been told, so that a
-// failed attempt is made again.
-const sweep = 10 * time.Second
+// parallel bounds the machines that are worked on at a time.
+const parallel = 16
 
-// Run works until the context ends, and then stops all machines.
+// Run works until the context ends, waits for the work under way, and then
+// lets the driver close.
 func (c *Controller) Run(ctx context.Context) error {
-	w := c.cfg.Directory.Watch(directory.KindInstance)
-	defer w.Stop()
+	found, err := c.cfg.Driver.Found(ctx)
+	if err != nil {
+		return fmt.Errorf("look for machines that are here already: %w", err)
+	}
+	for _, id := range found {
+		c.machines[id] = &machine{found: true}
+	}
+	var work sync.WaitGroup
+	slots := make(chan struct{}, parallel)
 	ticker := time.NewTicker(sweep)
 	defer ticker.Stop()
 	for {
-		c.reconcile(ctx)
+		c.look(ctx, &work, slots)
 		select {
 		case <-ctx.Done():
+			work.Wait()
 			if err := c.cfg.Driver.Close(); err != nil {
-				return fmt.Errorf("stop the machines: %w", err)
+				return fmt.Errorf("let go of the machines: %w", err)
 			}
 			return nil
-		case <-w.C:
+		case <-c.cfg.World.Changed():
+		case <-c.done:
+		case id := <-c.cfg.Driver.Ended():
+			c.ended(id)
 		case <-ticker.C:
 		}
 	}
@@ -66,142 +88,243 @@ func (c *Controller) Run(ctx context.Context) error {
 // Access tells how to get inside a running machine.
 func (c *Controller) Access(id string) (Access, bool) { return c.cfg.Driver.Access(id) }
 
-func (c *Controller) reconcile(ctx context.Context) {
-	wanted := map[string]bool{}
-	for _, inst := range c.cfg.Directory.InstancesByHost.Get(c.cfg.HostID) {
-		if ctx.Err() != nil {
-			return
-		}
-		wanted[inst.ID] = inst.Status != vpc.Stopped && inst.Status != vpc.Failed
-		if err := c.follow(ctx, inst); err != nil && ctx.Err() == nil {
-			c.cfg.Log.Error("instance does not follow its status; will try again",
-				"instance", inst.ID, "status", inst.Status, "error", err)
-		}
-	}
-	for _, id := range c.machines() {
-		if wanted[id] {
-			continue
-		}
-		if err := c.stop(ctx, id); err != nil && ctx.Err() == nil {
-			c.cfg.Log.Error("machine without a running instance does not stop; will try again", "instance", id, "error", err)
-		}
-	}
-}
-
-// machines returns the ids of the machines that run.
-func (c *Controller) machines() []string {
+func (c *Controller) ended(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Collect(maps.Keys(c.running))
+	if m := c.machines[id]; m != nil {
+		m.running, m.ended = false, true
+	}
 }
 
-func (c *Controller) follow(ctx context.Context, inst *vpc.Instance) error {
-	switch inst.Status {
+// look starts work on every machine that is not where its instance says.
+func (c *Controller) look(ctx context.Context, work *sync.WaitGroup, slots chan struct{}) {
+	placed, known := c.cfg.World.Placements()
+	if !known || ctx.Err() != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id := range placed {
+		if c.machines[id] == nil {
+			c.machines[id] = &machine{}
+		}
+	}
+	for id, m := range c.machines {
+		if m.busy {
+			continue // whoever works on it has us look again
+		}
+		p := placed[id]
+		if p == nil && !m.running && !m.found {
+			delete(c.machines, id)
+			continue
+		}
+		do := c.step(m, p)
+		if do == nil {
+			continue
+		}
+		m.busy = true
+		work.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			if ctx.Err() == nil {
+				c.try(ctx, id, p, do)
+			}
+			c.mu.Lock()
+			m.busy = false
+			c.mu.Unlock()
+		})
+	}
+}
+
+// try does one step and has the controller look again after it, at once when
+// it succeeded.
+func (c *Controller) try(ctx context.Context, id string, p *vpc.Placement, do func(context.Context, string, *vpc.Placement) error) {
+	err := do(ctx, id, p)
+	if err == nil {
+		select {
+		case c.done <- struct{}{}:
+		default:
+		}
+		return
+	}
+	if ctx.Err() == nil {
+		status := "not placed here"
+		if p != nil {
+			status = p.Instance.Status
+		}
+		c.cfg.Log.Error("machine does not follow its instance; will try again", "instance", id, "status", status, "error", err)
+	}
+}
+
+// step says what is to be done about a machine, if anything. It is called with
+// the lock held, and its result without.
+func (c *Controller) step(m *machine, p *vpc.Placement) func(context.Context, string, *vpc.Placement) error {
+	if p == nil {
+		// Its instance is gone or elsewhere. What it had on its disk is nobody's
+		// to remove without being asked.
+		return c.stop
+	}
+	if p.Instance.Revision == m.reported && p.Instance.Status != vpc.Running {
+		return nil
+	}
+	switch p.Instance.Status {
 	case vpc.Pending, vpc.Starting:
-		return c.begin(ctx, inst)
+		return c.begin
 	case vpc.Restarting:
-		if err := c.stop(ctx, inst.ID); err != nil {
-			return err
+		if m.running || m.found {
+			return c.again
 		}
-		return c.begin(ctx, inst)
+		return c.begin
 	case vpc.Running:
-		if c.isRunning(inst.ID) {
+		switch {
+		case m.ended && p.Instance.Revision == m.reported:
 			return nil
+		case m.ended:
+			return c.reportEnd
+		case !m.running:
+			return c.begin // the host was restarted; the machine starts again, or is taken up
 		}
-		// The server was restarted; the machine starts again.
-		return c.begin(ctx, inst)
+		if next, err := MachineOf(p); err == nil && !reflect.DeepEqual(next, m.applied) {
+			return c.update
+		}
 	case vpc.Stopping:
-		if err := c.stop(ctx, inst.ID); err != nil {
-			return err
-		}
-		return c.become(ctx, inst, vpc.Stopped, "")
+		return c.halt
 	case vpc.Deleting:
-		if err := c.stop(ctx, inst.ID); err != nil {
-			return err
+		return c.remove
+	case vpc.Stopped, vpc.Failed:
+		if m.running || m.found {
+			return c.stop
 		}
-		return c.remove(ctx, inst)
+		m.ended = false
 	}
 	return nil
 }
 
-func (c *Controller) begin(ctx context.Context, inst *vpc.Instance) error {
-	if !c.isRunning(inst.ID) {
-		if err := c.start(ctx, inst); err != nil {
+// begin starts a machine unless it runs, and reports that it does.
+func (c *Controller) begin(ctx context.Context, id string, p *vpc.Placement) error {
+	if !c.isRunning(id) {
+		if err := c.start(ctx, id, p); err != nil {
 			if ctx.Err() != nil {
 				return err // the host is stopping; that says nothing about the instance
 			}
-			c.cfg.Log.Error("instance did not start", "instance", inst.ID, "error", err)
-			return c.become(ctx, inst, vpc.Failed, "The host could not start the instance.")
+			c.cfg.Log.Error("instance did not start", "instance", id, "error", err)
+			return c.report(ctx, p, vpc.Failed, ReasonOf(err))
 		}
 	}
-	if inst.Status == vpc.Running {
+	if p.Instance.Status == vpc.Running {
 		return nil
 	}
-	return c.become(ctx, inst, vpc.Running, "")
+	return c.report(ctx, p, vpc.Running, "")
 }
 
-func (c *Controller) start(ctx context.Context, inst *vpc.Instance) error {
-	nic := inst.Interfaces[0]
-	subnet, ok := c.cfg.Directory.Subnets.Get(nic.SubnetID)
-	if !ok {
-		return fmt.Errorf("subnet %s does not exist", nic.SubnetID)
+// Refusal is an error of a driver whose text may be shown to the owner of the
+// instance: it says nothing about the host.
+type Refusal struct {
+	Reason string
+	Cause  error
+}
+
+func (r *Refusal) Error() string {
+	if r.Cause == nil {
+		return r.Reason
 	}
-	m := Machine{
-		ID: inst.ID, VPC: inst.VPCID, MAC: nic.MAC, Address: nic.Address, Subnet: subnet.CIDR,
-		Metadata: inst.Metadata.Enabled, HopLimit: inst.Metadata.ResponseHopLimit,
+	return r.Reason + ": " + r.Cause.Error()
+}
+
+func (r *Refusal) Unwrap() error { return r.Cause }
+
+// ReasonOf returns why a machine did not start, as its owner may know it.
+func ReasonOf(err error) string {
+	var r *Refusal
+	if errors.As(err, &r) {
+		return r.Reason
 	}
-	if err := c.cfg.Driver.Start(ctx, m, c.cfg.Handlers(inst.ID)); err != nil {
+	return "The host could not start the instance."
+}
+
+// again stops a machine and starts it.
+func (c *Controller) again(ctx context.Context, id string, p *vpc.Placement) error {
+	if err := c.stop(ctx, id, p); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.running[inst.ID] = true
+	return c.begin(ctx, id, p)
+}
+
+func (c *Controller) start(ctx context.Context, id string, p *vpc.Placement) error {
+	m, err := MachineOf(p)
+	if err != nil {
+		return err
+	}
+	c.note(id, func(x *machine) { x.ended = false })
+	if err := c.cfg.Driver.Start(ctx, m, c.cfg.Handlers(id)); err != nil {
+		return err
+	}
+	c.note(id, func(x *machine) { x.running, x.found, x.applied = !x.ended, false, m })
 	return nil
 }
 
-func (c *Controller) stop(ctx context.Context, id string) error {
-	if err := c.cfg.Driver.Stop(ctx, id); err != nil {
+func (c *Controller) update(ctx context.Context, id string, p *vpc.Placement) error {
+	m, err := MachineOf(p)
+	if err != nil {
 		return err
 	}
+	if err := c.cfg.Driver.Update(ctx, m); err != nil {
+		return err
+	}
+	c.note(id, func(x *machine) { x.applied = m })
+	return nil
+}
+
+// halt stops a machine whose instance is to be stopped.
+func (c *Controller) halt(ctx context.Context, id string, p *vpc.Placement) error {
+	if err := c.stop(ctx, id, p); err != nil {
+		return err
+	}
+	return c.report(ctx, p, vpc.Stopped, "")
+}
+
+func (c *Controller) stop(ctx context.Context, id string, p *vpc.Placement) error {
+	force := p == nil || p.Instance.Force || p.Instance.Status == vpc.Failed
+	if err := c.cfg.Driver.Stop(ctx, id, force); err != nil {
+		return err
+	}
+	c.note(id, func(x *machine) { x.running, x.found, x.ended = false, false, false })
+	return nil
+}
+
+func (c *Controller) remove(ctx context.Context, id string, p *vpc.Placement) error {
+	if err := c.cfg.Driver.Delete(ctx, id); err != nil {
+		return err
+	}
+	c.note(id, func(x *machine) { x.running, x.found, x.ended = false, false, false })
+	return c.report(ctx, p, "", "")
+}
+
+// reportEnd follows a machine that ended by itself.
+func (c *Controller) reportEnd(ctx context.Context, id string, p *vpc.Placement) error {
+	if err := c.cfg.Driver.Stop(ctx, id, true); err != nil {
+		return err
+	}
+	return c.report(ctx, p, vpc.Stopped, "")
+}
+
+func (c *Controller) report(ctx context.Context, p *vpc.Placement, status, reason string) error {
+	r := vpc.Report{InstanceID: p.Instance.ID, Seen: p.Instance.Status, Status: status, Reason: reason}
+	if err := c.cfg.World.Report(ctx, r); err != nil {
+		return err
+	}
+	c.note(p.Instance.ID, func(x *machine) { x.reported = p.Instance.Revision })
+	return nil
+}
+
+func (c *Controller) note(id string, f func(*machine)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.running, id)
-	return nil
+	f(c.machines[id])
 }
 
 func (c *Controller) isRunning(id string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.running[id]
-}
-
-// become writes an instance's next status, unless somebody has asked for
-// something else in the meantime: then the next look sees that.
-func (c *Controller) become(ctx context.Context, seen *vpc.Instance, status, reason string) error {
-	return c.change(ctx, seen, func(tx *directory.Tx, inst *vpc.Instance) {
-		next := inst.Clone()
-		next.Status, next.StatusReason = status, reason
-		c.cfg.Directory.Instances.Put(tx, next)
-	})
-}
-
-func (c *Controller) remove(ctx context.Context, seen *vpc.Instance) error {
-	return c.change(ctx, seen, func(tx *directory.Tx, inst *vpc.Instance) {
-		c.cfg.Directory.Instances.Delete(tx, inst)
-	})
-}
-
-func (c *Controller) change(ctx context.Context, seen *vpc.Instance, f func(*directory.Tx, *vpc.Instance)) error {
-	err := c.cfg.Directory.Update(ctx, "", func(tx *directory.Tx) error {
-		inst, ok := c.cfg.Directory.Instances.Get(seen.ID)
-		if !ok || inst.Status != seen.Status {
-			return fault.New(fault.Stale, "conflict", "The instance's status was changed in the meantime.")
-		}
-		f(tx, inst)
-		return nil
-	})
-	if fault.Is(err, fault.Stale) {
-		return nil
-	}
-	return err
+	return c.machines[id].running
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"go.uber.org/goleak"
 
@@ -33,6 +34,8 @@ type recorder struct {
 	calls   []string
 	running map[string]host.Machine
 	closed  bool
+	left    []string // by an earlier process
+	ended   chan string
 
 	onStart func(ctx context.Context, id string) error
 	onStop  func(id string) error
@@ -64,9 +67,32 @@ func (r *recorder) Start(ctx context.Context, m host.Machine, h host.Handlers) e
 	return nil
 }
 
-func (r *recorder) Stop(_ context.Context, id string) error {
+func (r *recorder) Found(context.Context) ([]string, error) { return r.left, nil }
+
+func (r *recorder) Update(_ context.Context, m host.Machine) error {
 	r.mu.Lock()
-	r.calls = append(r.calls, "stop "+id)
+	defer r.mu.Unlock()
+	r.calls = append(r.calls, "update "+m.ID)
+	r.running[m.ID] = m
+	return nil
+}
+
+func (r *recorder) Ended() <-chan string { return r.ended }
+
+func (r *recorder) Delete(ctx context.Context, id string) error {
+	return r.end(ctx, "delete", id)
+}
+
+func (r *recorder) Stop(ctx context.Context, id string, force bool) error {
+	if force {
+		return r.end(ctx, "kill", id)
+	}
+	return r.end(ctx, "stop", id)
+}
+
+func (r *recorder) end(_ context.Context, how, id string) error {
+	r.mu.Lock()
+	r.calls = append(r.calls, how+" "+id)
 	hook := r.onStop
 	r.mu.Unlock()
 	if hook != nil {
@@ -116,7 +142,9 @@ type stack struct {
 	controller *host.Controller
 	subnet     *vpc.Subnet
 	log        *bytes.Buffer
-	made       []string // instances whose handlers were asked for
+
+	mu   sync.Mutex
+	made []string // instances whose handlers were asked for
 }
 
 func start(t *testing.T) *stack {
@@ -135,10 +163,12 @@ func start(t *testing.T) *stack {
 // restart makes a new driver and controller, as a server that was started
 // again has.
 func (s *stack) restart() {
-	s.driver = &recorder{running: map[string]host.Machine{}}
+	s.driver = &recorder{running: map[string]host.Machine{}, ended: make(chan string)}
 	s.controller = host.NewController(host.ControllerConfig{
-		Directory: s.d, Driver: s.driver, HostID: "h1", Log: slog.New(slog.NewTextHandler(s.log, nil)),
+		World: &host.Own{Directory: s.d, HostID: "h1"}, Driver: s.driver, Log: slog.New(slog.NewTextHandler(s.log, nil)),
 		Handlers: func(id string) host.Handlers {
+			s.mu.Lock()
+			defer s.mu.Unlock()
 			s.made = append(s.made, id)
 			return host.Handlers{Metadata: http.NotFoundHandler()}
 		},
@@ -174,7 +204,6 @@ func (s *stack) instance(hostID, status string) string {
 		Metadata: vpc.MetadataService{Enabled: true, Protocol: "http", ResponseHopLimit: 3},
 		Interfaces: []vpc.Interface{
 			{ID: "0717-a", SubnetID: s.subnet.ID, Address: netip.MustParseAddr("10.240.0.4"), MAC: "02:00:00:00:00:04"},
-			{ID: "0717-b", SubnetID: "another", Address: netip.MustParseAddr("10.240.0.5"), MAC: "02:00:00:00:00:05"},
 		},
 	}
 	s.update(func(tx *directory.Tx) { s.d.Instances.Put(tx, i) })
@@ -221,10 +250,12 @@ func TestAPendingInstanceIsStarted(t *testing.T) {
 		s.become(id, vpc.Running)
 		m, ok := s.driver.machine(id)
 		want := host.Machine{
-			ID: id, VPC: "r006-v", MAC: "02:00:00:00:00:04", Address: netip.MustParseAddr("10.240.0.4"), Subnet: s.subnet.CIDR, Metadata: true, HopLimit: 3,
+			ID: id, Name: "vm-" + id[5:13], VPC: "r006-v",
+			Interfaces: []host.Interface{{ID: "0717-a", MAC: "02:00:00:00:00:04", Address: netip.MustParseAddr("10.240.0.4"), Subnet: s.subnet.CIDR}},
+			Metadata:   vpc.MetadataService{Enabled: true, Protocol: "http", ResponseHopLimit: 3},
 		}
-		if !ok || m != want {
-			t.Errorf("machine %+v, want %+v", m, want)
+		if diff := cmp.Diff(want, m, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); !ok || diff != "" {
+			t.Errorf("machine (-want +got):\n%s", diff)
 		}
 		if !slices.Equal(s.made, []string{id}) {
 			t.Errorf("handlers of %v, want those of the instance", s.made)

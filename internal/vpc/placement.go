@@ -1,6 +1,9 @@
 package vpc
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Placement is all that a host needs to know of an instance that is placed on
 // it: enough to run it and to answer its metadata service without asking
@@ -41,4 +44,32 @@ func (p *Placement) GroupsOf(nic *Interface) []*SecurityGroup {
 		}
 	}
 	return out
+}
+
+// Report is what a host has done: it saw an instance in one status and brought
+// it to another.
+type Report struct {
+	InstanceID string `json:"instance_id"`
+	Seen       string `json:"seen"`             // the status that it acted on
+	Status     string `json:"status,omitempty"` // "" means that the instance, which was deleting, is gone
+	Reason     string `json:"reason,omitempty"` // why it failed, for the instance's owner
+}
+
+// MaxReason bounds a report's reason, in bytes.
+const MaxReason = 500
+
+// follows lists what a host may bring an instance to from each status. A host
+// cannot start what nobody asked it to start, nor remove what nobody deleted.
+var follows = map[string][]string{
+	Pending:    {Running, Failed},
+	Starting:   {Running, Failed},
+	Restarting: {Running, Failed},
+	Running:    {Stopped, Failed}, // it ended by itself, or did not start again with its host
+	Stopping:   {Stopped},
+	Deleting:   {""},
+}
+
+// Valid reports whether a host may say this.
+func (r Report) Valid() bool {
+	return slices.Contains(follows[r.Seen], r.Status) && len(r.Reason) <= MaxReason
 }

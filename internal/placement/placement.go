@@ -1,0 +1,142 @@
+// Package placement is between instances and hosts: it chooses the host for an
+// instance, gathers what that host needs to know of it, and writes down what
+// the host reports. Running instances is the host's work.
+package placement
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/vpc"
+)
+
+// Kinds are the kinds of object that a placement shows: whoever keeps
+// placements watches them.
+var Kinds = []string{
+	directory.KindInstance, "vpc", "subnet", "ssh-key", "floating-ip", "security-group", "image", "resource-group",
+}
+
+// Of gathers what a host needs to know of an instance.
+func Of(d *directory.Directory, i *vpc.Instance) *vpc.Placement {
+	p := &vpc.Placement{Instance: *i.Clone(), ResourceGroup: vpc.Ref{ID: i.ResourceGroupID, Name: d.ResourceGroupName(i.ResourceGroupID)}}
+	if v, ok := d.VPCs.Get(i.VPCID); ok {
+		p.VPC = *v
+	}
+	for n := range i.Interfaces {
+		nic := &i.Interfaces[n]
+		if s, ok := d.Subnets.Get(nic.SubnetID); ok && !slices.ContainsFunc(p.Subnets, func(o vpc.Subnet) bool { return o.ID == s.ID }) {
+			p.Subnets = append(p.Subnets, *s)
+		}
+		for _, id := range nic.GroupIDs(&p.VPC) {
+			addGroup(d, p, id)
+		}
+	}
+	for _, id := range i.KeyIDs {
+		if k, ok := d.Keys.Get(id); ok {
+			p.Keys = append(p.Keys, *k)
+		}
+	}
+	for _, f := range d.FloatingIPsByInstance.Get(i.ID) {
+		p.FloatingIPs = append(p.FloatingIPs, *f)
+	}
+	p.Image = image(d, i.ImageID)
+	for _, g := range p.SecurityGroups {
+		for _, r := range g.Rules {
+			if r.RemoteGroup != "" && p.Members[r.RemoteGroup] == nil {
+				if p.Members == nil {
+					p.Members = map[string][]netip.Addr{}
+				}
+				p.Members[r.RemoteGroup] = members(d, g.VPCID, r.RemoteGroup)
+			}
+		}
+	}
+	return p
+}
+
+func addGroup(d *directory.Directory, p *vpc.Placement, id string) {
+	if slices.ContainsFunc(p.SecurityGroups, func(g vpc.SecurityGroup) bool { return g.ID == id }) {
+		return
+	}
+	if g, ok := d.SecurityGroups.Get(id); ok {
+		p.SecurityGroups = append(p.SecurityGroups, *g)
+		return
+	}
+	// The default group of a VPC that was made before groups were kept. An
+	// instance without its VPC has none, so that nothing passes.
+	if id != "" && id == p.VPC.SecurityGroup.ID {
+		p.SecurityGroups = append(p.SecurityGroups, *vpc.DefaultGroup(&p.VPC))
+	}
+}
+
+// members returns the addresses of the interfaces in a security group, in
+// order.
+func members(d *directory.Directory, vpcID, groupID string) []netip.Addr {
+	v, ok := d.VPCs.Get(vpcID)
+	if !ok {
+		return nil
+	}
+	out := []netip.Addr{}
+	for _, i := range d.InstancesByVPC.Get(vpcID) {
+		for n := range i.Interfaces {
+			if nic := &i.Interfaces[n]; slices.Contains(nic.GroupIDs(v), groupID) {
+				out = append(out, nic.Address)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+func image(d *directory.Directory, id string) vpc.Image {
+	if i, ok := d.Images.Get(id); ok {
+		return *i
+	}
+	for _, r := range vpc.Regions {
+		for _, i := range vpc.StockImages(r) {
+			if i.ID == id {
+				return i
+			}
+		}
+	}
+	return vpc.Image{ID: id}
+}
+
+// OnHost returns the placements of a host, by instance id.
+func OnHost(d *directory.Directory, hostID string) map[string]*vpc.Placement {
+	out := map[string]*vpc.Placement{}
+	for _, i := range d.InstancesByHost.Get(hostID) {
+		out[i.ID] = Of(d, i)
+	}
+	return out
+}
+
+// Report writes down what a host has done, unless somebody has asked for
+// something else in the meantime: then the host sees that next. A host can
+// report only about instances that are placed on it.
+func Report(ctx context.Context, d *directory.Directory, hostID string, r vpc.Report) error {
+	if !r.Valid() {
+		return fault.New(fault.Invalid, "invalid_report", "A host cannot bring an instance from %q to %q.", r.Seen, r.Status)
+	}
+	return d.Update(ctx, "", func(tx *directory.Tx) error {
+		i, ok := d.Instances.Get(r.InstanceID)
+		switch {
+		case !ok && r.Status == "":
+			return nil
+		case !ok, i.HostID != hostID:
+			return fault.New(fault.NotFound, "not_found", "The instance %q is not placed on this host.", r.InstanceID)
+		case i.Status != r.Seen:
+			return nil
+		}
+		if r.Status == "" {
+			d.Instances.Delete(tx, i)
+			return nil
+		}
+		next := i.Clone()
+		next.Status, next.StatusReason, next.Force = r.Status, r.Reason, false
+		d.Instances.Put(tx, next)
+		return nil
+	})
+}

@@ -57,18 +57,23 @@ type driver struct {
 }
 
 type machine struct {
+	handlers    host.Handlers
+	serving     bool
 	servers     *serve.Group
 	environment map[string]string
 }
 
 func (d *driver) Name() string { return "local" }
 
+// Found implements [host.Driver]: listeners end with their process.
+func (d *driver) Found(context.Context) ([]string, error) { return nil, nil }
+
 func (d *driver) Start(ctx context.Context, m host.Machine, h host.Handlers) error {
 	if m.ID == "" {
 		return errors.New("starting a machine without an id")
 	}
-	if m.Metadata && h.Metadata == nil {
-		return fmt.Errorf("starting machine %s: its metadata service is on but has no handler", m.ID)
+	if m.External != nil {
+		return &host.Refusal{Reason: "The local driver cannot serve a machine that something else runs."}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -78,27 +83,54 @@ func (d *driver) Start(ctx context.Context, m host.Machine, h host.Handlers) err
 	if d.machines[m.ID] != nil {
 		return fmt.Errorf("machine %s runs already", m.ID)
 	}
-	x := &machine{servers: &serve.Group{Log: d.log.With("machine", m.ID)}, environment: map[string]string{}}
-	if m.Metadata {
+	x := &machine{handlers: h, servers: &serve.Group{Log: d.log.With("machine", m.ID)}}
+	if err := x.follow(ctx, m); err != nil {
+		return fmt.Errorf("starting machine %s: %w", m.ID, err)
+	}
+	d.machines[m.ID] = x
+	return nil
+}
+
+// Update implements [host.Driver].
+func (d *driver) Update(ctx context.Context, m host.Machine) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	x := d.machines[m.ID]
+	if x == nil {
+		return fmt.Errorf("machine %s does not run", m.ID)
+	}
+	return x.follow(ctx, m)
+}
+
+// follow opens or closes the metadata listener. Programs find it as their HTTP
+// proxy, and there is none for https here: then nothing answers.
+func (x *machine) follow(ctx context.Context, m host.Machine) error {
+	on := m.Metadata.Enabled && m.Metadata.Protocol != "https"
+	switch {
+	case on && x.handlers.Metadata == nil:
+		return errors.New("the metadata service is on but has no handler")
+	case on && x.serving:
+		return nil
+	case on:
 		var lc net.ListenConfig
 		l, err := lc.Listen(ctx, "tcp4", "127.0.0.1:0")
 		if err != nil {
-			return fmt.Errorf("opening the metadata listener of machine %s: %w", m.ID, err)
+			return fmt.Errorf("opening the metadata listener: %w", err)
 		}
 		own := l.Addr().(*net.TCPAddr).AddrPort()
-		x.servers.Serve(l.(*net.TCPListener), netip.Addr{}, door(own, h.Metadata), serve.Metadata())
+		x.servers.Serve(l.(*net.TCPListener), netip.Addr{}, door(own, x.handlers.Metadata), serve.Metadata())
 		x.environment = map[string]string{
 			"http_proxy":          "http://" + own.String(),
-			"no_proxy":            direct(h.ServerAddrs),
+			"no_proxy":            direct(x.handlers.ServerAddrs),
 			"TABARD_METADATA_URL": "http://" + own.String(),
 		}
-	}
-	if !m.Metadata {
+	default:
+		x.servers.Stop(ctx)
 		// Without a proxy the request would leave for the real link-local
 		// address, which may be that of the cloud this machine runs in.
-		x.environment = map[string]string{"http_proxy": nowhere, "no_proxy": direct(h.ServerAddrs)}
+		x.environment = map[string]string{"http_proxy": nowhere, "no_proxy": direct(x.handlers.ServerAddrs)}
 	}
-	d.machines[m.ID] = x
+	x.serving = on
 	return nil
 }
 
@@ -159,7 +191,13 @@ func door(own netip.AddrPort, next http.Handler) http.Handler {
 	})
 }
 
-func (d *driver) Stop(ctx context.Context, id string) error {
+// Ended implements [host.Driver]: a listener does not end by itself.
+func (d *driver) Ended() <-chan string { return nil }
+
+// Delete implements [host.Driver].
+func (d *driver) Delete(ctx context.Context, id string) error { return d.Stop(ctx, id, true) }
+
+func (d *driver) Stop(ctx context.Context, id string, _ bool) error {
 	d.mu.Lock()
 	x := d.machines[id]
 	delete(d.machines, id)

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"tabard.dev/tabard/internal/host"
+	"tabard.dev/tabard/internal/vpc"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,7 +43,7 @@ func start(t *testing.T, ids ...string) (host.Driver, []host.Access) {
 	var all []host.Access
 	for _, id := range ids {
 		h := host.Handlers{Metadata: echo(id), ServerAddrs: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:8470"), netip.MustParseAddrPort("127.0.0.1:8470"), netip.MustParseAddrPort("0.0.0.0:8471")}}
-		if err := d.Start(context.Background(), host.Machine{ID: id, Metadata: true}, h); err != nil {
+		if err := d.Start(context.Background(), host.Machine{ID: id, Metadata: vpc.MetadataService{Enabled: true, Protocol: "http"}}, h); err != nil {
 			t.Fatal(err)
 		}
 		a, ok := d.Access(id)
@@ -185,7 +186,7 @@ func TestAMachineWithItsMetadataServiceOffReachesNothing(t *testing.T) {
 func TestStopClosesTheListenerAndMayBeRepeated(t *testing.T) {
 	d, all := start(t, "0717_a")
 	for range 2 {
-		if err := d.Stop(context.Background(), "0717_a"); err != nil {
+		if err := d.Stop(context.Background(), "0717_a", true); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -201,7 +202,7 @@ func TestStopClosesTheListenerAndMayBeRepeated(t *testing.T) {
 func TestOneMachineStartedManyTimesAtOnceRunsOnce(t *testing.T) {
 	d := New(Config{})
 	defer d.Close()
-	m, h := host.Machine{ID: "0717_a", Metadata: true}, host.Handlers{Metadata: echo("0717_a")}
+	m, h := host.Machine{ID: "0717_a", Metadata: vpc.MetadataService{Enabled: true, Protocol: "http"}}, host.Handlers{Metadata: echo("0717_a")}
 	var started sync.Map
 	var each sync.WaitGroup
 	for n := range 8 {
@@ -227,7 +228,46 @@ func TestAClosedDriverStartsNone(t *testing.T) {
 	if err := d.Start(context.Background(), host.Machine{ID: "0717_a"}, host.Handlers{}); err == nil {
 		t.Error("a closed driver started a machine")
 	}
-	if err := d.Stop(context.Background(), "0717_a"); err != nil {
+	if err := d.Stop(context.Background(), "0717_a", true); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestTheMetadataServiceFollowsALiveMachine(t *testing.T) {
+	d := local.New(local.Config{})
+	t.Cleanup(func() { _ = d.Close() })
+	m := host.Machine{ID: "0717_a", Metadata: vpc.MetadataService{Enabled: true, Protocol: "http"}}
+	if err := d.Start(context.Background(), m, host.Handlers{Metadata: echo("0717_a")}); err != nil {
+		t.Fatal(err)
+	}
+	url := func() string {
+		a, ok := d.Access("0717_a")
+		if !ok {
+			t.Fatal("the machine does not run")
+		}
+		return a.Environment["TABARD_METADATA_URL"]
+	}
+	before := url()
+	for _, off := range []vpc.MetadataService{{Enabled: false, Protocol: "http"}, {Enabled: true, Protocol: "https"}} {
+		m.Metadata = off
+		if err := d.Update(context.Background(), m); err != nil {
+			t.Fatal(err)
+		}
+		if url() != "" {
+			t.Errorf("with %+v there is still %s", off, url())
+		}
+		if r, err := http.Get(before); err == nil {
+			r.Body.Close()
+			t.Errorf("with %+v the old listener answers", off)
+		}
+	}
+	m.Metadata = vpc.MetadataService{Enabled: true, Protocol: "http"}
+	if err := d.Update(context.Background(), m); err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.Get(url())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Body.Close()
 }

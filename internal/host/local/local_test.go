@@ -234,7 +234,7 @@ func TestAClosedDriverStartsNone(t *testing.T) {
 }
 
 func TestTheMetadataServiceFollowsALiveMachine(t *testing.T) {
-	d := local.New(local.Config{})
+	d := New(Config{})
 	t.Cleanup(func() { _ = d.Close() })
 	m := host.Machine{ID: "0717_a", Metadata: vpc.MetadataService{Enabled: true, Protocol: "http"}}
 	if err := d.Start(context.Background(), m, host.Handlers{Metadata: echo("0717_a")}); err != nil {

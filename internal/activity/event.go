@@ -95,6 +95,7 @@ const (
 	ServiceIDType = "service/security/account/serviceid"
 	ProfileType   = "service/security/account/profile"
 	ComputeType   = "service/security/account/computeresource"
+	HostType      = "service/security/host" // ours: a hypervisor host's agent
 	UnknownType   = "service/security/clientid"
 )
 

@@ -104,6 +104,11 @@ type Family struct {
 	Mux     *http.ServeMux
 	Service string // in event messages, for example "IAM Identity Service"
 
+	// Hosts says that the family is for host agents, and for nobody else: what
+	// may use it may use no other family, so that a stolen host token reaches
+	// nothing but what a host does.
+	Hosts bool
+
 	// Shape turns a fault into the family's status and body.
 	Shape func(c *Call, f *fault.Error) (status int, body any)
 }
@@ -140,6 +145,10 @@ type Reply struct {
 	Status int // 0 means 200
 	Body   any // nil means no body
 	ETag   string
+
+	// Stream, when not nil, writes the whole answer instead: for what is long,
+	// or goes on. The bounds on reading and writing are then its own to set.
+	Stream func(w http.ResponseWriter, r *http.Request)
 
 	// ResponseData goes into the activity event: the values that changed,
 	// never a secret.
@@ -307,6 +316,34 @@ func ChangeAfter[B, T any](f *Family, pattern, action, event string, prepare fun
 	})
 }
 
+// Anonymous registers a route that changes something for a caller without an
+// access token: what it shows in its body is its credential, and do judges it,
+// in the transaction. reason says what that is, for whoever reads the route
+// table.
+func Anonymous[B any](f *Family, pattern, event, reason string, do func(*Call, *directory.Tx, *B) (Reply, Target, error)) {
+	f.handle(Route{Pattern: pattern, Kind: KindOpen, Event: event, Reason: reason}, func(c *Call) (Reply, error) {
+		body := new(B)
+		if err := c.decode(body); err != nil {
+			return Reply{}, err
+		}
+		var reply Reply
+		var target Target
+		err := c.Directory.Update(c.R.Context(), "", func(tx *directory.Tx) error {
+			r, t, err := do(c, tx, body)
+			target = t
+			if err != nil {
+				return err
+			}
+			reply = r
+			return c.recordChange(tx, event, reply, target)
+		})
+		if err != nil {
+			return Reply{}, c.recordFailure(event, target, err)
+		}
+		return reply, nil
+	})
+}
+
 // Ask registers a route that answers a question in its body and changes
 // nothing. answer has to authorize the caller for the action itself, on what
 // the question is about.
@@ -420,6 +457,10 @@ func (f *Family) handle(route Route, h func(*Call) (Reply, error)) {
 		if reply.ETag != "" {
 			w.Header().Set("ETag", reply.ETag)
 		}
+		if reply.Stream != nil {
+			reply.Stream(w, r)
+			return
+		}
 		c.write(w, replyStatus(reply), reply.Body)
 	})
 }
@@ -487,6 +528,10 @@ func (c *Call) authenticate(action string) error {
 		c.trace.Fail("access-token", "a valid access token", err.Error(), "get a new access token")
 		f := fault.New(fault.Unauthenticated, "token_invalid", "The access token is expired or not valid; get a new one.").Because(err)
 		return c.recordFailure(action, Target{}, f)
+	}
+	if (claims.SubType == token.SubHost) != c.Hosts {
+		c.trace.Fail("access-token", "an access token of the kind that this API is for", "one of "+claims.IAMID, "")
+		return c.recordFailure(action, Target{}, fault.New(fault.Unauthenticated, "token_invalid", "The access token is not for this API."))
 	}
 	c.Caller = claims
 	if peer := PeerHost(c.R).Address; !c.Directory.SettingsOf(c.Account()).Admits(peer) {
@@ -631,6 +676,8 @@ func initiator(c *token.Claims) activity.Initiator {
 		i.TypeURI = activity.ServiceIDType
 	case token.SubProfile:
 		i.TypeURI = activity.ProfileType
+	case token.SubHost:
+		i.TypeURI = activity.HostType
 	}
 	if c.Authn != nil {
 		i.AuthnID, i.AuthnName = c.Authn.IAMID, c.Authn.Name

@@ -92,10 +92,14 @@ type Host struct {
 	Zone    string          `json:"zone,omitempty"` // "" takes instances of every zone
 	JWKS    json.RawMessage `json:"jwks"`
 	Revoked bool            `json:"revoked,omitempty"` // it signs for nobody any more
+}
 
-	// Recorded is the sequence number of the last event of the host that stands
-	// in the activity log; earlier ones are not recorded again.
-	Recorded int64 `json:"recorded,omitempty"`
+// HostCursor remembers which of a host's events stand in the activity log, so
+// that none is recorded twice.
+type HostCursor struct {
+	object.Meta
+	HostID   string `json:"host_id"`
+	Recorded int64  `json:"recorded"` // number of the last one
 }
 
 // JoinToken lets one host join, once.
@@ -109,6 +113,9 @@ type JoinToken struct {
 	Expires time.Time `json:"expires"`
 	UsedBy  string    `json:"used_by,omitempty"` // id of the host that has joined with it
 }
+
+// LocalHost is the id of the machine that the server itself runs instances on.
+const LocalHost = "local"
 
 // MaxJoinTokenLife bounds the time in which a host has to join.
 const MaxJoinTokenLife = time.Hour

@@ -7,6 +7,7 @@ import "strings"
 const (
 	ProfilePrefix   = "Profile-"
 	ServiceIDPrefix = "ServiceId-"
+	HostPrefix      = "Host-" // ours: a hypervisor host's agent
 	iamRealm        = "iam-"
 	crnRealm        = "crn-"
 )
@@ -19,6 +20,7 @@ const (
 	KindUser      Kind = "user"
 	KindServiceID Kind = "serviceid"
 	KindProfile   Kind = "profile"
+	KindHost      Kind = "host"
 	KindCRN       Kind = "crn"
 	KindUnknown   Kind = ""
 )
@@ -30,6 +32,8 @@ func KindOf(iamID string) Kind {
 		return KindProfile
 	case strings.HasPrefix(iamID, iamRealm+ServiceIDPrefix):
 		return KindServiceID
+	case strings.HasPrefix(iamID, iamRealm+HostPrefix):
+		return KindHost
 	case strings.HasPrefix(iamID, crnRealm+"crn:"):
 		return KindCRN
 	case !strings.Contains(iamID, "-") || reservedRealms[Realm(iamID)]:
@@ -42,7 +46,7 @@ func KindOf(iamID string) Kind {
 // one kind never passes for another.
 var reservedRealms = map[string]bool{
 	"": true, "iam": true, "crn": true,
-	"Profile": true, "ServiceId": true, "AccessGroupId": true, "ApiKey": true, "ClaimRule": true, "Link": true, "Idp": true,
+	"Profile": true, "ServiceId": true, "AccessGroupId": true, "ApiKey": true, "ClaimRule": true, "Link": true, "Idp": true, "Host": true,
 }
 
 // IAMID returns the IAM ID of a profile or service ID from its bare id.

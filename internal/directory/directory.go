@@ -89,6 +89,8 @@ type Directory struct {
 	Hosts      *Table[cluster.Host]
 	HostsByKey *Index[cluster.Host] // key: key id
 
+	HostCursors *Table[cluster.HostCursor] // by host
+
 	JoinTokens       *Table[cluster.JoinToken]
 	JoinTokensByHash *Index[cluster.JoinToken]
 
@@ -479,7 +481,10 @@ type Watcher struct {
 }
 
 // Kinds that can be watched.
-const KindInstance = "instance"
+const (
+	KindInstance = "instance"
+	KindHost     = "host"
+)
 
 // Watch returns a watcher of the kinds. Stop ends it.
 func (d *Directory) Watch(kinds ...string) *Watcher {

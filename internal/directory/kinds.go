@@ -112,11 +112,15 @@ func (d *Directory) define() {
 	d.ClustersByIssuer = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.Issuer} })
 	d.ClustersByAccount = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.AccountID} })
 
-	d.Hosts = newTable(d, "host", "host",
+	d.Hosts = newTable(d, KindHost, "host",
 		func(h *cluster.Host) *object.Meta { return &h.Meta },
 		func(h *cluster.Host) string { return h.ID })
 	d.Hosts.unique = func(h *cluster.Host) []string { return []string{h.Name} }
 	d.HostsByKey = d.Hosts.index((*cluster.Host).KeyIDs)
+
+	d.HostCursors = newTable(d, "host-cursor", "host's cursor",
+		func(c *cluster.HostCursor) *object.Meta { return &c.Meta },
+		func(c *cluster.HostCursor) string { return c.HostID })
 
 	d.JoinTokens = newTable(d, "join-token", "join token",
 		func(t *cluster.JoinToken) *object.Meta { return &t.Meta },

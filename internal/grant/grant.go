@@ -36,6 +36,7 @@ type Config struct {
 	Kubernetes *attest.Kubernetes
 	Instances  *attest.Instances
 	Users      *attest.Users
+	Hosts      *attest.HostProofs
 	Tokens     *token.Issuer
 	Sealer     *token.Sealer
 	Journal    Recorder

@@ -415,8 +415,14 @@ func (s *Service) Live(accountID, iamID string) error {
 	if account, ok := d.Accounts.Get(accountID); !ok || account.Closed() {
 		return ErrAccountClosed
 	}
-	if crn.KindOf(iamID) == crn.KindProfile {
+	switch crn.KindOf(iamID) {
+	case crn.KindProfile:
 		if p, ok := d.Profiles.Get(crn.Identifier(iamID)); !ok || p.AccountID != accountID {
+			return ErrSubjectGone
+		}
+		return nil
+	case crn.KindHost:
+		if h, ok := d.Hosts.Get(crn.Identifier(iamID)); !ok || h.Revoked || accountID != s.cfg.OperatorAccount {
 			return ErrSubjectGone
 		}
 		return nil

@@ -74,6 +74,7 @@ const (
 	SubServiceID = "ServiceId"
 	SubProfile   = "Profile"
 	SubCompute   = "ComputeResource"
+	SubHost      = "Host"
 )
 
 // Issuer makes and checks the installation's tokens.

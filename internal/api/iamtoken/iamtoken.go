@@ -125,6 +125,8 @@ func (h *handler) dispatch(r *http.Request, o grant.Origin, f fields) (grant.Ans
 		return h.cfg.Grants.Federated(ctx, o, grant.FederatedRequest{
 			Assertion: strings.TrimSpace(f["assertion"]), Account: f["account"], Profile: profile, Scope: f["scope"],
 		})
+	case grant.TypeClientCredentials:
+		return h.cfg.Grants.Host(ctx, o, grant.HostRequest{AssertionType: f["client_assertion_type"], Assertion: f["client_assertion"]})
 	case grant.TypeRefresh:
 		return h.cfg.Grants.Refresh(ctx, o, strings.TrimSpace(f["refresh_token"]))
 	case "":
@@ -255,9 +257,9 @@ func (h *handler) discovery(w http.ResponseWriter, _ *http.Request) {
 		"introspection_endpoint":                base + "/introspect",
 		"jwks_uri":                              base + "/keys",
 		"response_types_supported":              []string{"token"},
-		"grant_types_supported":                 []string{grant.TypeAPIKey, grant.TypeCRToken, grant.TypeAssume, grant.TypeJWTBearer, grant.TypeRefresh},
+		"grant_types_supported":                 []string{grant.TypeAPIKey, grant.TypeCRToken, grant.TypeAssume, grant.TypeJWTBearer, grant.TypeClientCredentials, grant.TypeRefresh},
 		"subject_types_supported":               []string{"public"},
-		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "none"},
+		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "private_key_jwt", "none"},
 		"id_token_signing_alg_values_supported": []jose.SignatureAlgorithm{jose.ES256, jose.RS256},
 		"scopes_supported":                      []string{"ibm", "openid"},
 		"claims_supported": []string{

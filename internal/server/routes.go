@@ -11,6 +11,7 @@ import (
 	"tabard.dev/tabard/internal/api/authzen"
 	"tabard.dev/tabard/internal/api/catalogapi"
 	"tabard.dev/tabard/internal/api/clusters"
+	"tabard.dev/tabard/internal/api/hosts"
 	"tabard.dev/tabard/internal/api/iamidentity"
 	"tabard.dev/tabard/internal/api/iampolicy"
 	"tabard.dev/tabard/internal/api/iamtoken"
@@ -24,6 +25,7 @@ import (
 type routesConfig struct {
 	api         *api.Config
 	grants      *grant.Service
+	proofs      *attest.HostProofs
 	sealer      *token.Sealer
 	clusterKeys *attest.Keys
 	metrics     *metrics
@@ -53,7 +55,11 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	accounts.Register(mux, c.api, c.sealer, c.clusterKeys)
 	catalogapi.Register(mux, c.api)
 	activityapi.Register(mux, c.api, s.store)
-	vpcapi.Register(mux, c.api, vpcapi.Options{HostID: localHost, LocalAccess: s.localAccess})
+	vpcapi.Register(mux, c.api, vpcapi.Options{Place: s.scheduler.Choose, LocalAccess: s.localAccess})
+	hosts.Register(mux, c.api, hosts.Options{
+		Scheduler: s.scheduler, Proofs: c.proofs, Grants: c.grants, Sealer: c.sealer,
+		KeyPrefix: attest.IdentityIssuer(s.cfg.Region) + "_", Stopping: s.stopping,
+	})
 
 	api.NotFoundRoute(mux, c.api)
 	return mux

@@ -32,8 +32,10 @@ import (
 	"tabard.dev/tabard/internal/host"
 	"tabard.dev/tabard/internal/journal"
 	"tabard.dev/tabard/internal/metadata"
+	"tabard.dev/tabard/internal/placement"
 	"tabard.dev/tabard/internal/retention"
 	"tabard.dev/tabard/internal/store"
+	"tabard.dev/tabard/internal/store/datadir"
 	"tabard.dev/tabard/internal/store/sqlite"
 	"tabard.dev/tabard/internal/token"
 	"tabard.dev/tabard/internal/usage"
@@ -48,6 +50,8 @@ type Server struct {
 	keys       *token.KeyRing
 	hostKeys   *token.KeyRing
 	host       *host.Controller // nil without a driver
+	scheduler  *placement.Scheduler
+	stopping   chan struct{} // closed when streams are to end
 	mux        *http.ServeMux
 	listeners  []net.Listener
 	tls        *tls.Config // nil for plain HTTP
@@ -58,16 +62,13 @@ type Server struct {
 	routeTable api.Routes
 }
 
-// localHost is the id of the machine that the server itself runs instances on.
-const localHost = "local"
-
 // Open makes or opens the installation in the data directory and binds its
 // addresses. The caller must call Run or Close.
 func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.Complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, stopping: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -80,7 +81,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := os.Chmod(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("close the data directory to others: %w", err)
 	}
-	if s.lock, err = lockDir(cfg.DataDir); err != nil {
+	if s.lock, err = datadir.Lock(cfg.DataDir); err != nil {
 		return nil, err
 	}
 	if err := s.bind(ctx); err != nil {
@@ -124,7 +125,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s.hostKeys, err = token.NewKeyRing(ctx, token.KeyRingConfig{
 		Directory: s.directory, Sealer: sealer, Now: cfg.Now, Log: cfg.Log,
-		Use: "host/" + localHost, Prefix: attest.IdentityIssuer(cfg.Region) + "_", Alg: string(jose.RS256),
+		Use: "host/" + cluster.LocalHost, Prefix: attest.IdentityIssuer(cfg.Region) + "_", Alg: string(jose.RS256),
 		Rotation: cfg.KeyRotation, Lead: keyLead, MaxLife: attest.MaxLifetime,
 		Changed: s.publishHost,
 	})
@@ -140,10 +141,12 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	issuer := &token.Issuer{Keys: s.keys, URL: s.cfg.Issuer, Now: cfg.Now}
 	clusterKeys := &attest.Keys{Now: cfg.Now}
 	instances := &attest.Instances{Hosts: s.directory, Region: cfg.Region, Now: cfg.Now}
+	proofs := &attest.HostProofs{Hosts: s.directory, Audience: s.cfg.Issuer + "/token", Now: cfg.Now}
 	grants := grant.New(grant.Config{
 		Directory:  s.directory,
 		Kubernetes: &attest.Kubernetes{Clusters: s.directory, Keys: clusterKeys, Now: cfg.Now},
 		Instances:  instances,
+		Hosts:      proofs,
 		Users:      &attest.Users{Providers: s.directory, Keys: clusterKeys, Now: cfg.Now},
 		Tokens:     issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
 		OperatorAccount: operator, Usage: s.usage, Observe: metrics.granted,
@@ -152,6 +155,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Directory: s.directory, IAM: grants, Tokens: instances, Signer: s.hostKeys, Journal: s.journal,
 		Names: names, Region: cfg.Region, Now: cfg.Now, Log: cfg.Log,
 	})
+	s.scheduler = &placement.Scheduler{Directory: s.directory, Now: cfg.Now, Log: cfg.Log}
 	s.openHost(driver, meta)
 	s.mux = s.routes(routesConfig{
 		api: &api.Config{
@@ -159,7 +163,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 			Region: cfg.Region, Now: cfg.Now, Log: cfg.Log, OperatorAccount: operator,
 			Events: s.store, Usage: s.usage, Routes: &s.routeTable,
 		},
-		grants: grants, sealer: sealer, clusterKeys: clusterKeys, metrics: metrics,
+		grants: grants, proofs: proofs, sealer: sealer, clusterKeys: clusterKeys, metrics: metrics,
 	})
 	return s, nil
 }
@@ -316,8 +320,8 @@ func (s *Server) publishHost(tx *directory.Tx, published jose.JSONWebKeySet) {
 		s.cfg.Log.Error("encode the host's keys", "error", err)
 		return
 	}
-	h := cluster.Host{ID: localHost, Name: localHost}
-	if old, ok := s.directory.Hosts.Get(localHost); ok {
+	h := cluster.Host{ID: cluster.LocalHost, Name: cluster.LocalHost}
+	if old, ok := s.directory.Hosts.Get(cluster.LocalHost); ok {
 		h = *old
 	}
 	h.JWKS = set
@@ -356,8 +360,9 @@ func (s *Server) openHost(driver host.Driver, meta *metadata.Service) {
 			addrs = append(addrs, ap)
 		}
 	}
+	s.scheduler.Arrive(cluster.LocalHost, placement.Capacity{Drivers: []string{driver.Name()}})
 	s.host = host.NewController(host.ControllerConfig{
-		Directory: s.directory, Driver: driver, HostID: localHost, Log: s.cfg.Log,
+		World: &host.Own{Directory: s.directory, HostID: cluster.LocalHost}, Driver: driver, Log: s.cfg.Log,
 		Handlers: func(id string) host.Handlers {
 			return host.Handlers{Metadata: meta.Handler(id), Server: s.handler(), ServerAddrs: addrs, ServerTLS: s.tls}
 		},
@@ -410,7 +415,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	workers, background := errgroup.WithContext(background)
-	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run} {
+	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run} {
 		workers.Go(func() error { run(background); return nil })
 	}
 	if s.host != nil {
@@ -419,6 +424,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error {
 		<-ctx.Done()
 		s.draining.Store(true)
+		close(s.stopping)
 		s.cfg.Log.Info("stopping: finishing the requests under way")
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()

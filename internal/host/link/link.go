@@ -112,6 +112,13 @@ type Events struct {
 	Events []*activity.Event `json:"events"`
 }
 
+// RawEvents is Events as the agent sends it: it does not look into what it has
+// kept.
+type RawEvents struct {
+	First  int64             `json:"first"`
+	Events []json.RawMessage `json:"events"`
+}
+
 // Bounds on one batch of events.
 const (
 	MaxEvents     = 500

@@ -1,0 +1,388 @@
+// Package agent is the service that runs on each hypervisor host. It joins the
+// host to an installation, keeps a stream of what is placed on it, has the
+// drivers run that, and serves each instance its metadata and identity service,
+// signed with the host's own key.
+//
+// The server is asked for nothing that the host can answer itself. While it is
+// away, metadata and identity tokens are served on, with their events kept on
+// the host's disk until the server takes them; access tokens, which only the
+// server can give, are refused with 503.
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"golang.org/x/sync/errgroup"
+
+	"tabard.dev/tabard/internal/attest"
+	"tabard.dev/tabard/internal/crn"
+	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/host"
+	"tabard.dev/tabard/internal/host/authority"
+	"tabard.dev/tabard/internal/host/link"
+	"tabard.dev/tabard/internal/journal"
+	"tabard.dev/tabard/internal/metadata"
+	"tabard.dev/tabard/internal/store/datadir"
+	"tabard.dev/tabard/internal/token"
+)
+
+// Config is everything that an agent can set.
+type Config struct {
+	Server    string // URL of the IAM server; only needed to join
+	Dir       string // of the host's state, machines and images
+	JoinToken string // file with the join token; only needed to join
+	CAFile    string // authority of the server's certificate, besides the system's
+	Insecure  bool   // plain HTTP to a server on another machine
+	Master    token.MasterKey
+	Version   string
+
+	// Drivers makes what runs machines, when it is known who the host is.
+	Drivers func(ctx context.Context, e Environment) (host.Driver, link.Capacity, error)
+
+	// Found, when not nil, looks for machines that something else runs until
+	// the context ends, and tells all of them whenever they have changed.
+	Found func(ctx context.Context, tell func(context.Context, []link.Machine) error)
+
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Environment is what drivers are made with.
+type Environment struct {
+	Dir    string
+	Images *client
+	CA     []byte // PEM, for the guests of machines whose metadata service speaks https
+	Log    *slog.Logger
+}
+
+// Agent is a host at work.
+type Agent struct {
+	cfg        Config
+	state      *state
+	id         identity
+	client     *client
+	world      *world
+	outbox     *Outbox
+	journal    *journal.Journal
+	driver     host.Driver
+	capacity   link.Capacity
+	controller *host.Controller
+	lock       *os.File
+	connected  atomic.Bool
+}
+
+// Open prepares the host: it joins with the token, unless it has joined before,
+// and opens what it keeps on disk. The caller must call Run.
+func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	a := &Agent{cfg: cfg}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	joinToken, err := readToken(cfg.JoinToken)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the agent's directory: %w", err)
+	}
+	if a.lock, err = datadir.Lock(cfg.Dir); err != nil {
+		return nil, err
+	}
+	if a.state, err = openState(ctx, cfg.Dir, cfg.Master, joinToken != ""); err != nil {
+		return nil, err
+	}
+	if err := a.join(ctx, joinToken); err != nil {
+		return nil, err
+	}
+	if a.outbox, err = OpenOutbox(cfg.Dir, cfg.Log); err != nil {
+		return nil, err
+	}
+	if err := a.outbox.Recorded(a.id.Recorded); err != nil {
+		return nil, err
+	}
+	a.journal = journal.New(journal.Config{Store: a.outbox})
+	a.world = newWorld(a.id.ID, cfg.Log)
+	a.world.send = a.client.report
+	if err := a.world.load(a.state); err != nil && !errors.Is(err, os.ErrNotExist) {
+		cfg.Log.Warn("what was placed on this host before cannot be read; it comes again from the server", "error", err)
+	}
+	ca, err := authority.New(authority.Config{Host: a.id.Name, Sealer: a.state.sealer, Store: a.state.file("authority.json"), Now: cfg.Now})
+	if err != nil {
+		return nil, err
+	}
+	if a.driver, a.capacity, err = cfg.Drivers(ctx, Environment{Dir: cfg.Dir, Images: a.client, CA: ca.CACertificate(), Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	a.capacity.Version = cfg.Version
+	service := metadata.New(metadata.Config{
+		Instances: a.world, IAM: a.client, Signer: a.client.signer, Journal: a.journal, Authority: ca,
+		Tokens: &attest.OwnTokens{Keys: a.keySet(), Region: a.id.Region, Now: cfg.Now},
+		Names:  crn.Names{CName: a.id.CName, CType: a.id.CType}, Region: a.id.Region, Now: cfg.Now, Log: cfg.Log,
+	})
+	a.controller = host.NewController(host.ControllerConfig{
+		World: a.world, Driver: a.driver, Log: cfg.Log,
+		Handlers: func(id string) host.Handlers {
+			return host.Handlers{Metadata: service.Handler(id), MetadataTLS: ca.TLS()}
+		},
+	})
+	return a, nil
+}
+
+// readToken reads a join token's file. One that is gone, or was emptied after
+// the host has joined, is not an error by itself.
+func readToken(file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the join token: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// join makes sure that the host knows who it is. A token that was used already
+// is no reason to stop: the service is started with the same words each time.
+func (a *Agent) join(ctx context.Context, joinToken string) error {
+	id, joined, err := a.state.identity()
+	if err != nil {
+		return err
+	}
+	mayJoin := joinToken != "" && (!joined || id.JoinedWith != link.Fingerprint(joinToken))
+	key, err := a.state.key(mayJoin)
+	if err != nil {
+		return err
+	}
+	tr, err := transport(a.cfg.CAFile)
+	if err != nil {
+		return err
+	}
+	// Nothing that the server answers sends the host, with its token, elsewhere.
+	hc := &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	server := a.cfg.Server
+	if server == "" {
+		server = id.Server
+	}
+	if server == "" {
+		return errors.New("this host has not joined any server: give --server URL and --join-token-file FILE; 'tabard host create-join-token NAME' makes the token")
+	}
+	if server, err = checkURL(server, a.cfg.Insecure); err != nil {
+		return err
+	}
+	signer := &Signer{Key: key, KeyID: id.KeyID}
+	if mayJoin {
+		if id, err = a.joinNow(ctx, hc, server, joinToken, key.Public()); err != nil {
+			if !joined {
+				return err
+			}
+			a.cfg.Log.Warn("the join token is not taken; going on as the host that this is already", "error", err)
+			if id, _, err = a.state.identity(); err != nil {
+				return err
+			}
+		}
+		signer = &Signer{Key: key, KeyID: id.KeyID}
+	} else if !joined {
+		return errors.New("this host has not joined: give --join-token-file FILE; 'tabard host create-join-token NAME' makes the token")
+	}
+	a.id = id
+	a.client = &client{
+		server: server, endpoint: id.TokenEndpoint, host: id.ID, signer: signer, now: a.cfg.Now, http: hc,
+	}
+	return nil
+}
+
+func (a *Agent) joinNow(ctx context.Context, hc *http.Client, server, joinToken string, public any) (identity, error) {
+	endpoint, err := discover(ctx, hc, server)
+	if err != nil {
+		return identity{}, err
+	}
+	jwk, err := jose.JSONWebKey{Key: public, Algorithm: string(jose.RS256), Use: "sig"}.MarshalJSON()
+	if err != nil {
+		return identity{}, fmt.Errorf("encode the host's public key: %w", err)
+	}
+	key, err := a.state.key(true)
+	if err != nil {
+		return identity{}, err
+	}
+	answer, err := join(ctx, hc, server, endpoint, joinToken, &Signer{Key: key}, jwk, a.cfg.Now())
+	if err != nil {
+		return identity{}, fmt.Errorf("join %s: %w", server, err)
+	}
+	id := identity{Server: server, TokenEndpoint: endpoint, JoinedWith: link.Fingerprint(joinToken), JoinAnswer: answer}
+	if err := a.state.setIdentity(id); err != nil {
+		return identity{}, fmt.Errorf("keep who this host is: %w", err)
+	}
+	a.cfg.Log.Info("joined", "server", server, "host", id.Name, "id", id.ID)
+	return id, nil
+}
+
+// keySet is the public half of the host's key.
+func (a *Agent) keySet() jose.JSONWebKeySet {
+	return jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{
+		Key: a.client.signer.Key.Public(), KeyID: a.id.KeyID, Algorithm: string(jose.RS256), Use: "sig",
+	}}}
+}
+
+// Name is the host's name.
+func (a *Agent) Name() string { return a.id.Name }
+
+// Connected reports whether the server is there.
+func (a *Agent) Connected() bool { return a.connected.Load() }
+
+// Run works until the context ends. Machines go on running after it when their
+// driver was made to keep them.
+func (a *Agent) Run(ctx context.Context) error {
+	a.cfg.Log.Info("serving instances", "host", a.id.Name, "driver", a.driver.Name(), "server", a.client.server)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.controller.Run(ctx) })
+	group.Go(func() error { a.listen(ctx); return nil })
+	group.Go(func() error { a.drain(ctx); return nil })
+	group.Go(func() error { a.world.keep(ctx, a.state); return nil })
+	if a.cfg.Found != nil {
+		group.Go(func() error {
+			a.cfg.Found(ctx, func(ctx context.Context, m []link.Machine) error {
+				return a.client.call(ctx, link.PathFound, "", link.Found{Machines: m}, nil)
+			})
+			return nil
+		})
+	}
+	err := group.Wait()
+	a.close()
+	return err
+}
+
+func (a *Agent) close() {
+	if a.journal != nil {
+		a.journal.Close()
+	}
+	if a.outbox != nil {
+		if err := a.outbox.Close(); err != nil {
+			a.cfg.Log.Error("close the outbox", "error", err)
+		}
+	}
+	if a.client != nil {
+		a.client.http.CloseIdleConnections()
+	}
+	if a.lock != nil {
+		a.lock.Close()
+	}
+}
+
+// Bounds on the waits between attempts to reach the server.
+const (
+	firstWait = 200 * time.Millisecond
+	longWait  = 5 * time.Second
+)
+
+// listen keeps the stream of placements open.
+func (a *Agent) listen(ctx context.Context) {
+	wait := firstWait
+	for ctx.Err() == nil {
+		a.world.begin()
+		err := a.client.stream(ctx, a.capacity, func(m link.Message) error {
+			if m.Hello != nil {
+				a.connected.Store(true)
+				wait = firstWait
+				a.cfg.Log.Info("the server is there", "server", a.client.server)
+				return a.outbox.Recorded(m.Hello.Recorded)
+			}
+			a.world.hear(m)
+			return nil
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if a.connected.Swap(false) || wait == longWait {
+			a.cfg.Log.Warn("the server is away; metadata and identity tokens are served on", "error", err)
+		}
+		if errors.Is(err, errRefused) {
+			a.cfg.Log.Error("the server does not admit this host; revoked hosts join again with a new join token", "error", err)
+			wait = longWait
+		}
+		pause(ctx, wait)
+		wait = min(2*wait, longWait)
+	}
+}
+
+// drain sends the events of the outbox to the server.
+func (a *Agent) drain(ctx context.Context) {
+	wait := firstWait
+	for ctx.Err() == nil {
+		first, docs, err := a.outbox.Next(link.MaxEvents, link.MaxBatchBytes)
+		if err == nil && len(docs) == 0 {
+			select {
+			case <-ctx.Done():
+			case <-a.outbox.More():
+			}
+			continue
+		}
+		if err == nil {
+			err = a.deliver(ctx, first, docs)
+		}
+		if err == nil {
+			wait = firstWait
+			continue
+		}
+		if ctx.Err() == nil && !fault.Is(err, fault.Unavailable) {
+			a.cfg.Log.Error("events are not delivered; they are kept and sent again", "waiting", a.outbox.Waiting(), "error", err)
+		}
+		pause(ctx, wait)
+		wait = min(2*wait, longWait)
+	}
+}
+
+func (a *Agent) deliver(ctx context.Context, first int64, docs []json.RawMessage) error {
+	var answer link.Recorded
+	if err := a.client.call(ctx, link.PathEvents, "", link.RawEvents{First: first, Events: docs}, &answer); err != nil {
+		return err
+	}
+	return a.outbox.Recorded(answer.Recorded)
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// file is a store of one document in the state's directory.
+func (s *state) file(name string) *document { return &document{filepath.Join(s.dir, name)} }
+
+type document struct{ path string }
+
+// Load returns what was saved last, or nil.
+func (d *document) Load() ([]byte, error) {
+	b, err := os.ReadFile(d.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return b, err
+}
+
+// Save replaces it durably.
+func (d *document) Save(b []byte) error { return writeFile(d.path, b) }

@@ -1,0 +1,134 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"sync"
+
+	"tabard.dev/tabard/internal/host/link"
+	"tabard.dev/tabard/internal/vpc"
+)
+
+// world is what this host knows of its instances: what the server has said, or
+// what it had said when it was there last.
+type world struct {
+	host    string // id
+	log     *slog.Logger
+	changed chan struct{} // for the controller
+	save    chan struct{} // for the keeper
+	send    func(ctx context.Context, r vpc.Report) error
+
+	mu     sync.Mutex
+	placed map[string]*vpc.Placement
+	known  bool
+	heard  map[string]bool // since the stream began; nil once it is synced
+}
+
+func newWorld(host string, log *slog.Logger) *world {
+	return &world{
+		host: host, log: log, placed: map[string]*vpc.Placement{},
+		changed: make(chan struct{}, 1), save: make(chan struct{}, 1),
+	}
+}
+
+// Placements implements [host.World].
+func (w *world) Placements() (map[string]*vpc.Placement, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.placed), w.known
+}
+
+// Placement implements the metadata service's view.
+func (w *world) Placement(id string) (*vpc.Placement, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p, ok := w.placed[id]
+	return p, ok
+}
+
+// Changed implements [host.World].
+func (w *world) Changed() <-chan struct{} { return w.changed }
+
+// Report implements [host.World].
+func (w *world) Report(ctx context.Context, r vpc.Report) error { return w.send(ctx, r) }
+
+// begin notes that a new stream has begun.
+func (w *world) begin() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heard = map[string]bool{}
+}
+
+// hear takes in one message of the stream. What is not about this host is not
+// believed, whoever sent it.
+func (w *world) hear(m link.Message) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case m.Placement != nil:
+		id := m.Placement.Instance.ID
+		if m.Placement.Instance.HostID != w.host || id == "" {
+			w.log.Error("the server sent an instance that is not on this host", "instance", id, "host", m.Placement.Instance.HostID)
+			return
+		}
+		w.placed[id] = m.Placement
+		if w.heard != nil {
+			w.heard[id] = true
+			return // the controller acts on the whole
+		}
+	case m.Gone != "":
+		delete(w.placed, m.Gone)
+	case m.Synced:
+		maps.DeleteFunc(w.placed, func(id string, _ *vpc.Placement) bool { return !w.heard[id] })
+		w.heard, w.known = nil, true
+	default:
+		return
+	}
+	for _, c := range []chan struct{}{w.changed, w.save} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+const placementsFile = "placements.sealed"
+
+// load takes up what was known when the agent ran last.
+func (w *world) load(s *state) error {
+	b, err := s.open(placementsFile)
+	if err != nil {
+		return err
+	}
+	placed := map[string]*vpc.Placement{}
+	if err := json.Unmarshal(b, &placed); err != nil {
+		return err
+	}
+	maps.DeleteFunc(placed, func(_ string, p *vpc.Placement) bool { return p == nil || p.Instance.HostID != w.host })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.placed, w.known = placed, true
+	return nil
+}
+
+// keep writes down what is known whenever it has changed, until the context
+// ends.
+func (w *world) keep(ctx context.Context, s *state) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.save:
+		}
+		placed, _ := w.Placements()
+		b, err := json.Marshal(placed)
+		if err == nil {
+			err = s.seal(placementsFile, b)
+		}
+		if err != nil {
+			w.log.Error("what is placed on this host is not kept for a restart without the server", "error", err)
+		}
+	}
+}

@@ -391,7 +391,7 @@ func userKeyCommand() *cobra.Command {
 			if err := writeSecret(file, append(b, '\n')); err != nil {
 				return fmt.Errorf("the API key %s was created but not saved, delete it: %w", o.text("id"), err)
 			}
-			return s.made(apiKeys, withoutKey(o), "The API key was created and written to %s.", file)
+			return s.made(apiKeys, without(o, "apikey"), "The API key was created and written to %s.", file)
 		},
 	}.command()
 }

@@ -43,14 +43,14 @@ func (c childExit) Error() string { return fmt.Sprintf("the command ended with c
 func New(extra ...*cobra.Command) *cobra.Command {
 	root := group("tabard", "Workload identity without keys: client and server in one program",
 		"Tabard gives pods and virtual servers short-lived access tokens for what they are, not for a key they hold.\n"+
-			"The client's words are those of the ibmcloud command: log in, then use account, iam, is, resource, ks and activity.\n\n"+
+			"The client's words are those of the ibmcloud command: log in, then use account, iam, is, resource, ks, host and activity.\n\n"+
 			"The session is kept in $TABARD_HOME (default ~/.tabard). Exit codes: 0 done, 1 refused or failed, 2 wrong usage.",
 		"tabard login -a http://127.0.0.1:8470 --apikey @data/owner.json\ntabard iam trusted-profiles")
 	root.Version = version()
 	root.SetVersionTemplate("tabard {{.Version}}\n")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.AddCommand(sessionCommands()...)
-	root.AddCommand(iamCommands(), isCommands(), resourceCommands(), ksCommands(), activityCommands(), accountCommands(),
+	root.AddCommand(iamCommands(), isCommands(), resourceCommands(), ksCommands(), hostCommands(), activityCommands(), accountCommands(),
 		accountCreateCommand("account-create NAME --owner-email EMAIL", "tabard account-create acme --owner-email ada@example.com --file acme.json"))
 	root.AddCommand(extra...)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{nearFlags(c, err)} })

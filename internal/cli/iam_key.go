@@ -185,7 +185,7 @@ func createKeyCommand(p place, args, example string) *cobra.Command {
 			}); err != nil {
 				return fmt.Errorf("the API key %s was created but not saved, delete it: %w", o.text("id"), err)
 			}
-			return s.made(apiKeys, withoutKey(o), "The API key %s was created and written to %s.", args[0], file)
+			return s.made(apiKeys, without(o, "apikey"), "The API key %s was created and written to %s.", args[0], file)
 		},
 	}.command()
 }
@@ -213,7 +213,7 @@ func saveSecret(file string, v any) error {
 	return writeSecret(file, append(b, '\n'))
 }
 
-func withoutKey(o object) object {
-	delete(o.fields, "apikey")
+func without(o object, field string) object {
+	delete(o.fields, field)
 	return object{fields: o.fields}
 }

@@ -59,14 +59,26 @@ const (
 	rootLength = 128 << 20 / sector // of the ext4 partition with the system
 )
 
-// cmdline: no option of it changes what a workload sees, all make the start
-// faster under emulation.
-const cmdline = "console=ttyS0 quiet edd=off mitigations=off random.trust_cpu=on no_timer_check audit=0 net.ifnames=0 panic=5"
+// cmdline makes the start faster under emulation and keeps the clock right
+// there: the kernel measures the processor's counter against a timer, and on a
+// busy machine finds something far from the truth.
+const cmdline = "console=ttyS0 quiet edd=off mitigations=off random.trust_cpu=on no_timer_check audit=0 net.ifnames=0 panic=5 clocksource=hpet tsc=unstable"
 
 // Image is the path of the disk image, in the format qcow2, to be copied or used
-// as a read-only backing file. The first call on a machine makes it, which
-// takes a quarter of a minute. It skips the test where an image can't be made.
+// as a read-only backing file. The first call in a repository makes it, which
+// takes some ten seconds. It skips the test where no image can be made.
 func Image(t testing.TB) string {
+	t.Helper()
+	needTools(t)
+	path, err := build(t.Context(), filepath.Join(harness.Root(), ".cache", "guest"))
+	if err != nil {
+		t.Fatalf("making the guest: %v", err)
+	}
+	return path
+}
+
+// needTools skips a test where no image can be made.
+func needTools(t testing.TB) {
 	t.Helper()
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		t.Skip("the guest is made from a Debian of the architecture amd64")
@@ -79,11 +91,6 @@ func Image(t testing.TB) string {
 			t.Skipf("making the guest needs %s: apt-get install %s, or scripts/deps.sh test", tool.command, tool.packages)
 		}
 	}
-	path, err := build(t.Context(), filepath.Join(harness.Root(), ".cache", "guest"))
-	if err != nil {
-		t.Fatalf("making the guest: %v", err)
-	}
-	return path
 }
 
 // build makes the image in a folder unless it is there already.
@@ -100,23 +107,49 @@ func build(ctx context.Context, cache string) (string, error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", fmt.Errorf("locking %s: %w", lock.Name(), err)
 	}
+	// What a killed test has left; nobody else is at work now.
+	leavings, err := filepath.Glob(filepath.Join(cache, "making-*"))
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range leavings {
+		if err := os.RemoveAll(dir); err != nil {
+			return "", err
+		}
+	}
+	path, err := attempt(ctx, cache)
+	if errors.Is(err, errLists) {
+		if out, err := exec.CommandContext(ctx, "apt-get", "update", "-q").CombinedOutput(); err != nil {
+			return "", fmt.Errorf("apt-get update: %w\n%s", err, out)
+		}
+		path, err = attempt(ctx, cache)
+	}
+	return path, errors.Join(err, prune(cache))
+}
+
+// errLists says that apt knows no kernel, or one that is no longer there.
+var errLists = errors.New("apt's lists of packages are missing or old")
+
+// attempt is build with the lists of packages as they are.
+func attempt(ctx context.Context, cache string) (string, error) {
 	work, err := os.MkdirTemp(cache, "making-")
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(work)
-	b := &builder{ctx: ctx, cache: cache, work: work}
+	b := &builder{ctx: ctx, work: work}
 	if err := b.gather(); err != nil {
 		return "", err
 	}
-	path := filepath.Join(cache, "guest-"+b.key()+".qcow2")
+	key, err := b.key()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(cache, "guest-"+key+".qcow2")
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return path, errors.Join(err, os.Chtimes(path, time.Time{}, time.Now()))
 	}
-	if err := b.make(path); err != nil {
-		return "", err
-	}
-	return path, prune(cache)
+	return path, b.make(path)
 }
 
 // prune removes images that no test has asked for in two days.
@@ -139,8 +172,8 @@ func prune(cache string) error {
 
 // builder makes one image in a working folder.
 type builder struct {
-	ctx         context.Context
-	cache, work string
+	ctx  context.Context
+	work string
 
 	kernel string            // name=version of the package
 	files  map[string]string // what is copied from this machine: path in the guest to path here
@@ -163,7 +196,7 @@ func (b *builder) run(dir, name string, args ...string) (string, error) {
 
 // gather finds everything that goes into the image.
 func (b *builder) gather() error {
-	if _, err := b.run(".", "go", "build", "-trimpath", "-ldflags", "-s -w -buildid=", "-o", b.path("init"), "tabard.dev/tabard/test/guest/init"); err != nil {
+	if _, err := b.run(filepath.Join(harness.Root(), "test"), "go", "build", "-trimpath", "-ldflags", "-s -w -buildid=", "-o", b.path("init"), "tabard.dev/tabard/test/guest/init"); err != nil {
 		return err
 	}
 	b.files = map[string]string{"/usr/bin/init": b.path("init")}
@@ -188,16 +221,10 @@ func (b *builder) gather() error {
 			}
 		}
 	}
-	b.kernel, err = b.kernelPackage()
-	if err == nil {
-		return nil
+	if b.kernel, err = b.kernelPackage(); err != nil {
+		return fmt.Errorf("%w: %w", errLists, err)
 	}
-	// A machine whose packages were all there has perhaps no lists of them.
-	if _, err := b.run(".", "apt-get", "update", "-q"); err != nil {
-		return err
-	}
-	b.kernel, err = b.kernelPackage()
-	return err
+	return nil
 }
 
 // kernelPackage is the name and version of the package that Debian's name for
@@ -224,8 +251,8 @@ func (b *builder) kernelPackage() (string, error) {
 	return "", fmt.Errorf("%s has no version:\n%s", name, shown)
 }
 
-// key is a digest of everything that goes into the image; "" is for none.
-func (b *builder) key() string {
+// key is a digest of everything that goes into the image.
+func (b *builder) key() (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\n%x\n", b.kernel, sha256.Sum256(recipe))
 	var names []string
@@ -235,12 +262,17 @@ func (b *builder) key() string {
 	slices.Sort(names)
 	for _, name := range names {
 		fmt.Fprintln(h, name)
-		if f, err := os.Open(b.files[name]); err == nil {
-			_, _ = io.Copy(h, f)
-			f.Close()
+		f, err := os.Open(b.files[name])
+		if err != nil {
+			return "", err
+		}
+		_, err = io.Copy(h, f)
+		f.Close()
+		if err != nil {
+			return "", err
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil))[:16]
+	return hex.EncodeToString(h.Sum(nil))[:16], nil
 }
 
 func (b *builder) make(path string) error {
@@ -265,17 +297,9 @@ func (b *builder) make(path string) error {
 
 // fetchKernel unpacks Debian's kernel beside the image, without installing it.
 func (b *builder) fetchKernel() (vmlinuz, modules string, err error) {
-	// apt's own unprivileged user may not write here; root may, and so it warns.
+	// apt's own unprivileged user may not write here.
 	if _, err := b.run(b.work, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", b.kernel); err != nil {
-		if _, err := b.run(".", "apt-get", "update", "-q"); err != nil {
-			return "", "", err
-		}
-		if b.kernel, err = b.kernelPackage(); err != nil {
-			return "", "", err
-		}
-		if _, err := b.run(b.work, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", b.kernel); err != nil {
-			return "", "", err
-		}
+		return "", "", fmt.Errorf("%w: %w", errLists, err)
 	}
 	deb, err := only(b.path("linux-image-*.deb"))
 	if err != nil {

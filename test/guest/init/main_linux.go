@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -186,6 +186,7 @@ func supervise() error {
 	if err != nil {
 		return err
 	}
+	failed := make(chan int, 1)
 	go func() {
 		for {
 			var status unix.WaitStatus
@@ -194,12 +195,17 @@ func supervise() error {
 			case errors.Is(err, unix.ECHILD):
 				time.Sleep(time.Second)
 			case pid == p.Pid:
-				say("boot ended with status %d", status.ExitStatus())
-				ends <- unix.SIGUSR2
+				failed <- status.ExitStatus()
 			}
 		}
 	}()
-	return shutdown(<-ends)
+	select {
+	case why := <-ends:
+		return shutdown(why)
+	case status := <-failed:
+		say("boot ended with status %d", status)
+		return shutdown(unix.SIGUSR2)
+	}
 }
 
 // shutdown ends all processes and the machine.
@@ -255,8 +261,10 @@ func boot() error {
 	fmt.Printf("%s\r\n", ready)
 	if first {
 		for i, script := range s.Scripts {
-			err := runScript(fmt.Sprintf("/var/lib/cloud/script-%d", i), script)
-			say("script %d ended: %v", i, err)
+			if err := runScript(fmt.Sprintf("/var/lib/cloud/script-%d", i), script); err != nil {
+				say("script %d: %v", i, err)
+			}
+			say("script %d ended", i)
 		}
 	}
 	select {}
@@ -298,8 +306,8 @@ func (s seed) apply(first bool) error {
 		return fmt.Errorf("network-config: %w", err)
 	}
 	for _, c := range commands {
-		if out, err := exec.Command("ip", c...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %s: %w: %s", strings.Join(c, " "), err, out)
+		if _, err := run("ip", c...); err != nil {
+			return err
 		}
 	}
 	if err := os.WriteFile("/etc/resolv.conf", []byte(resolv), 0o644); err != nil {
@@ -352,24 +360,33 @@ func startSSH(first bool) error {
 		if err := os.Remove(hostKey); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if out, err := exec.Command("dropbearkey", "-t", "ed25519", "-f", hostKey).CombinedOutput(); err != nil {
-			return fmt.Errorf("making the host key: %w: %s", err, out)
+		if _, err := run("dropbearkey", "-t", "ed25519", "-f", hostKey); err != nil {
+			return err
 		}
 	}
-	out, err := exec.Command("dropbearkey", "-y", "-f", hostKey).Output()
+	out, err := run("dropbearkey", "-y", "-f", hostKey)
 	if err != nil {
-		return fmt.Errorf("reading the host key: %w", err)
+		return err
 	}
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(out) {
 		if strings.HasPrefix(line, "ssh-ed25519 ") {
 			fmt.Printf("-----BEGIN SSH HOST KEY KEYS-----\r\n%s\r\n-----END SSH HOST KEY KEYS-----\r\n", strings.TrimSpace(line))
 		}
 	}
 	// Without -F it goes into the background once it listens.
-	if out, err := exec.Command("dropbear", "-s", "-g", "-r", hostKey).CombinedOutput(); err != nil {
-		return fmt.Errorf("starting dropbear: %w: %s", err, out)
+	_, err = run("dropbear", "-s", "-g", "-r", hostKey)
+	return err
+}
+
+// run returns what a command that ends soon writes.
+func run(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
 	}
-	return nil
+	return string(out), err
 }
 
 func runScript(path string, script []byte) error {
@@ -381,8 +398,9 @@ func runScript(path string, script []byte) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(path)
-	cmd.Stdout, cmd.Stderr = log, log
+	// A file and no pipe: what the script leaves running may keep it open.
+	cmd := exec.Command(path) //nolint:noctx // a script may run as long as it likes
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
 	return cmd.Run()
 }
 
@@ -411,7 +429,7 @@ func watchPower() {
 				}
 				kind, code, value := binary.LittleEndian.Uint16(event[16:]), binary.LittleEndian.Uint16(event[18:]), binary.LittleEndian.Uint32(event[20:])
 				if kind == keyEvent && code == keyPower && value == 1 {
-					_ = syscall.Kill(1, unix.SIGUSR2)
+					_ = unix.Kill(1, unix.SIGUSR2)
 				}
 			}
 		}()

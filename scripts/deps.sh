@@ -1,6 +1,8 @@
 #!/bin/sh
 # Installs what is called and missing: curl and ip as clients in the demo and the
-# tests, gcc for the race detector, node and npm for the published Node packages. Usage: deps.sh [demo|test]
+# tests, gcc for the race detector, node and npm for the published Node packages,
+# and for root, who alone can run them, what the tests of virtual machines run and
+# make their guest of (test/guest). Usage: deps.sh [demo|test]
 set -eu
 missing=""
 command -v curl >/dev/null || missing="$missing curl ca-certificates"
@@ -9,6 +11,20 @@ if [ "${1:-test}" = test ]; then
     command -v gcc >/dev/null || missing="$missing gcc libc6-dev"
     command -v node >/dev/null || missing="$missing nodejs"
     command -v npm >/dev/null || missing="$missing npm"
+    if [ "$(id -u)" = 0 ]; then
+        command -v qemu-system-x86_64 >/dev/null || missing="$missing qemu-system-x86"
+        command -v qemu-img >/dev/null || missing="$missing qemu-utils"
+        command -v nft >/dev/null || missing="$missing nftables"
+        command -v ssh >/dev/null || missing="$missing openssh-client"
+        command -v genisoimage >/dev/null || missing="$missing genisoimage"
+        command -v busybox >/dev/null || missing="$missing busybox-static"
+        command -v dropbear >/dev/null || missing="$missing dropbear-bin"
+        command -v jq >/dev/null || missing="$missing jq"
+        command -v cpio >/dev/null || missing="$missing cpio"
+        command -v mformat >/dev/null || missing="$missing mtools"
+        command -v mkfs.ext4 >/dev/null || missing="$missing e2fsprogs"
+        command -v syslinux >/dev/null || missing="$missing syslinux syslinux-common"
+    fi
 fi
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -2,6 +2,10 @@ package vpc
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
 
 	"tabard.dev/tabard/internal/object"
 )
@@ -18,11 +22,13 @@ type SecurityGroup struct {
 	Rules           []SecurityGroupRule `json:"rules,omitempty"`
 }
 
-// Directions and protocols of rules.
+// Directions and protocols of rules. ProtocolAll are the three that have names
+// here, as it has always meant in this API; ProtocolAny is whatever goes over IP.
 const (
 	Inbound  = "inbound"
 	Outbound = "outbound"
 
+	ProtocolAny  = "any"
 	ProtocolAll  = "all"
 	ProtocolTCP  = "tcp"
 	ProtocolUDP  = "udp"
@@ -33,6 +39,7 @@ const (
 // Remote, says to or from whom; neither means anybody.
 type SecurityGroupRule struct {
 	ID          string       `json:"id"`
+	Name        string       `json:"name,omitempty"`
 	Direction   string       `json:"direction"`
 	Protocol    string       `json:"protocol"`
 	PortMin     int          `json:"port_min,omitempty"` // of tcp and udp
@@ -48,9 +55,55 @@ type SecurityGroupRule struct {
 // section 3.6). newID makes the ids.
 func DefaultRules(groupID string, newID func() string) []SecurityGroupRule {
 	return []SecurityGroupRule{
-		{ID: newID(), Direction: Outbound, Protocol: ProtocolAll},
-		{ID: newID(), Direction: Inbound, Protocol: ProtocolAll, RemoteGroup: groupID},
+		{ID: newID(), Name: "allow-outbound", Direction: Outbound, Protocol: ProtocolAny},
+		{ID: newID(), Name: "allow-members-inbound", Direction: Inbound, Protocol: ProtocolAny, RemoteGroup: groupID},
 	}
+}
+
+// DefaultSecurityGroup is the default group of a VPC for which none is stored,
+// because the VPC is older than security groups. It is always the same one, so
+// its rules can be named before the group is stored.
+func DefaultSecurityGroup(v *VPC) *SecurityGroup {
+	n := byte(0)
+	prefix, _, _ := strings.Cut(v.SecurityGroup.ID, "-")
+	return &SecurityGroup{
+		Meta: object.Meta{CreatedAt: v.CreatedAt, CreatedBy: v.CreatedBy, ModifiedAt: v.CreatedAt, ModifiedBy: v.CreatedBy},
+		ID:   v.SecurityGroup.ID, AccountID: v.AccountID, VPCID: v.ID, Name: v.SecurityGroup.Name, ResourceGroupID: v.ResourceGroupID,
+		Rules: DefaultRules(v.SecurityGroup.ID, func() string {
+			n++
+			return prefix + "-" + uuid.NewSHA1(uuid.NameSpaceOID, append([]byte(v.SecurityGroup.ID), n)).String()
+		}),
+	}
+}
+
+// Rule returns the rule with an id.
+func (g *SecurityGroup) Rule(id string) (*SecurityGroupRule, bool) {
+	for n := range g.Rules {
+		if g.Rules[n].ID == id {
+			return &g.Rules[n], true
+		}
+	}
+	return nil, false
+}
+
+// Clone returns a copy whose rules can be changed.
+func (g *SecurityGroup) Clone() *SecurityGroup {
+	c := *g
+	c.Rules = slices.Clone(g.Rules)
+	return &c
+}
+
+// Protocols returns what the rule's protocol stands for, in the words of a
+// packet filter: ProtocolAll there is every packet, so that a rule for
+// ProtocolAll is one for each of the three protocols.
+func (r *SecurityGroupRule) Protocols() []string {
+	switch r.Protocol {
+	case ProtocolAny:
+		return []string{ProtocolAll}
+	case ProtocolAll:
+		return []string{ProtocolICMP, ProtocolTCP, ProtocolUDP}
+	}
+	return []string{r.Protocol}
 }
 
 // GroupIDs returns the ids of the security groups that an interface is in: its

@@ -479,7 +479,10 @@ type Watcher struct {
 }
 
 // Kinds that can be watched.
-const KindInstance = "instance"
+const (
+	KindInstance = "instance"
+	KindImage    = "image"
+)
 
 // Watch returns a watcher of the kinds. Stop ends it.
 func (d *Directory) Watch(kinds ...string) *Watcher {

@@ -22,17 +22,17 @@ type SecurityGroup struct {
 	Rules           []SecurityGroupRule `json:"rules,omitempty"`
 }
 
-// Directions and protocols of rules. ProtocolAll are the three that have names
-// here, as it has always meant in this API; ProtocolAny is whatever goes over IP.
+// Directions and protocols of rules. ProtocolAll is whatever goes over IP, and
+// ProtocolThree is ICMP, TCP and UDP.
 const (
 	Inbound  = "inbound"
 	Outbound = "outbound"
 
-	ProtocolAny  = "any"
-	ProtocolAll  = "all"
-	ProtocolTCP  = "tcp"
-	ProtocolUDP  = "udp"
-	ProtocolICMP = "icmp"
+	ProtocolAll   = "all"
+	ProtocolThree = "icmp_tcp_udp"
+	ProtocolTCP   = "tcp"
+	ProtocolUDP   = "udp"
+	ProtocolICMP  = "icmp"
 )
 
 // SecurityGroupRule lets packets of one direction through. RemoteGroup, or
@@ -55,15 +55,15 @@ type SecurityGroupRule struct {
 // section 3.6). newID makes the ids.
 func DefaultRules(groupID string, newID func() string) []SecurityGroupRule {
 	return []SecurityGroupRule{
-		{ID: newID(), Name: "allow-outbound", Direction: Outbound, Protocol: ProtocolAny},
-		{ID: newID(), Name: "allow-members-inbound", Direction: Inbound, Protocol: ProtocolAny, RemoteGroup: groupID},
+		{ID: newID(), Name: "allow-outbound", Direction: Outbound, Protocol: ProtocolAll},
+		{ID: newID(), Name: "allow-members-inbound", Direction: Inbound, Protocol: ProtocolAll, RemoteGroup: groupID},
 	}
 }
 
-// DefaultSecurityGroup is the default group of a VPC for which none is stored,
+// DefaultGroup is the default security group of a VPC for which none is stored,
 // because the VPC is older than security groups. It is always the same one, so
 // its rules can be named before the group is stored.
-func DefaultSecurityGroup(v *VPC) *SecurityGroup {
+func DefaultGroup(v *VPC) *SecurityGroup {
 	n := byte(0)
 	prefix, _, _ := strings.Cut(v.SecurityGroup.ID, "-")
 	return &SecurityGroup{
@@ -93,14 +93,10 @@ func (g *SecurityGroup) Clone() *SecurityGroup {
 	return &c
 }
 
-// Protocols returns what the rule's protocol stands for, in the words of a
-// packet filter: ProtocolAll there is every packet, so that a rule for
-// ProtocolAll is one for each of the three protocols.
+// Protocols returns the protocols of a packet filter that the rule's one stands
+// for.
 func (r *SecurityGroupRule) Protocols() []string {
-	switch r.Protocol {
-	case ProtocolAny:
-		return []string{ProtocolAll}
-	case ProtocolAll:
+	if r.Protocol == ProtocolThree {
 		return []string{ProtocolICMP, ProtocolTCP, ProtocolUDP}
 	}
 	return []string{r.Protocol}

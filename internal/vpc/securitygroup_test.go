@@ -9,7 +9,7 @@ import (
 
 func TestTheDefaultGroupOfAnOlderVPCIsAlwaysTheSame(t *testing.T) {
 	v := &vpc.VPC{ID: "r006-1", AccountID: "a", ResourceGroupID: "g", SecurityGroup: vpc.Ref{ID: "r006-2", Name: "older"}}
-	first, second := vpc.DefaultSecurityGroup(v), vpc.DefaultSecurityGroup(v)
+	first, second := vpc.DefaultGroup(v), vpc.DefaultGroup(v)
 	if !slices.Equal(first.Rules, second.Rules) || first.Revision != 0 {
 		t.Errorf("%+v and %+v", first, second)
 	}
@@ -21,9 +21,9 @@ func TestTheDefaultGroupOfAnOlderVPCIsAlwaysTheSame(t *testing.T) {
 	}
 }
 
-func TestARuleForAllProtocolsIsOneForEachOfThree(t *testing.T) {
+func TestARuleForThreeProtocolsIsOneForEach(t *testing.T) {
 	for protocol, want := range map[string][]string{
-		vpc.ProtocolAny: {"all"}, vpc.ProtocolAll: {"icmp", "tcp", "udp"}, vpc.ProtocolTCP: {"tcp"},
+		vpc.ProtocolAll: {"all"}, vpc.ProtocolThree: {"icmp", "tcp", "udp"}, vpc.ProtocolTCP: {"tcp"},
 	} {
 		r := vpc.SecurityGroupRule{Protocol: protocol}
 		if got := r.Protocols(); !slices.Equal(got, want) {

@@ -119,6 +119,7 @@ type Call struct {
 	R      *http.Request
 	Caller *token.Claims // nil on routes without authentication
 
+	w       http.ResponseWriter
 	trace   activity.Trace
 	permits []string // ids of the policies that allowed something
 }
@@ -431,14 +432,22 @@ func changeSeverity(event string) string {
 	return activity.Warning
 }
 
-// handle is the outermost layer of every route.
+// handle is the outermost layer of every route with an ordinary body.
 func (f *Family) handle(route Route, h func(*Call) (Reply, error)) {
+	f.serve(route, MaxBody, h)
+}
+
+// serve is the outermost layer of every route. A limit of 0 leaves it to the
+// route to bound the body.
+func (f *Family) serve(route Route, limit int64, h func(*Call) (Reply, error)) {
 	if f.Routes != nil {
 		f.Routes.All = append(f.Routes.All, route)
 	}
 	f.Mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
-		c := &Call{Family: f, R: r}
-		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+		c := &Call{Family: f, R: r, w: w}
+		if limit > 0 {
+			r.Body = http.MaxBytesReader(w, r.Body, limit)
+		}
 		defer func() {
 			if p := recover(); p != nil {
 				f.Log.Error("panic in a handler", "pattern", route.Pattern, "transaction", TransactionID(r.Context()),

@@ -484,6 +484,7 @@ type Watcher struct {
 const (
 	KindInstance = "instance"
 	KindHost     = "host"
+	KindImage    = "image"
 )
 
 // Watch returns a watcher of the kinds. Stop ends it.

@@ -171,7 +171,7 @@ func (d *Directory) define() {
 	d.SecurityGroupsByAccount = d.SecurityGroups.index(func(g *vpc.SecurityGroup) []string { return []string{g.AccountID} })
 	d.SecurityGroupsByVPC = d.SecurityGroups.index(func(g *vpc.SecurityGroup) []string { return []string{g.VPCID} })
 
-	d.Images = newTable(d, "image", "image",
+	d.Images = newTable(d, KindImage, "image",
 		func(i *vpc.Image) *object.Meta { return &i.Meta },
 		func(i *vpc.Image) string { return i.ID })
 	d.Images.unique = func(i *vpc.Image) []string { return []string{Key(i.AccountID, i.Name)} }

@@ -68,11 +68,11 @@ func StockImages(r Region) []Image {
 	return []Image{{
 		ID:           r.Prefix + "-7e1a6f0c-52c4-4d0b-9d36-0c6f3b2a9e01",
 		Name:         "tabard-local-1",
-		OS:           "linux",
-		OSName:       "local-linux",
-		Version:      "1",
-		Architecture: "amd64",
-		Vendor:       "Tabard",
+		OS:           LocalSystem.Family,
+		OSName:       LocalSystem.Name,
+		Version:      LocalSystem.Version,
+		Architecture: LocalSystem.Architecture,
+		Vendor:       LocalSystem.Vendor,
 	}}
 }
 
@@ -94,6 +94,14 @@ var InstanceProfiles = []InstanceProfile{
 	{"cx2-4x8", "compute", 4, 8, 8000},
 	{"mx2-2x16", "memory", 2, 16, 4000},
 	{"mx2-4x32", "memory", 4, 32, 8000},
+	{"bxf-1x4", "balanced", 1, 4, 2000},
+	{"bxf-2x8", "balanced", 2, 8, 4000},
+	{"cxf-1x2", "compute", 1, 2, 2000},
+	{"cxf-2x4", "compute", 2, 4, 4000},
+	{"mxf-1x8", "memory", 1, 8, 2000},
+	{"nxf-1x1", "nano", 1, 1, 1000},
+	{"nxf-1x2", "nano", 1, 2, 1000},
+	{"tabard-1x1", "lab", 1, 1, 1000}, // for tests and laptops
 }
 
 // ProfileNamed returns a hardware profile by name.

@@ -3,6 +3,10 @@ package vpc
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
 
 	"tabard.dev/tabard/internal/object"
 )
@@ -19,21 +23,24 @@ type SecurityGroup struct {
 	Rules           []SecurityGroupRule `json:"rules,omitempty"`
 }
 
-// Directions and protocols of rules.
+// Directions and protocols of rules. ProtocolAll is whatever goes over IP, and
+// ProtocolThree is ICMP, TCP and UDP.
 const (
 	Inbound  = "inbound"
 	Outbound = "outbound"
 
-	ProtocolAll  = "all"
-	ProtocolTCP  = "tcp"
-	ProtocolUDP  = "udp"
-	ProtocolICMP = "icmp"
+	ProtocolAll   = "all"
+	ProtocolThree = "icmp_tcp_udp"
+	ProtocolTCP   = "tcp"
+	ProtocolUDP   = "udp"
+	ProtocolICMP  = "icmp"
 )
 
 // SecurityGroupRule lets packets of one direction through. RemoteGroup, or
 // Remote, says to or from whom; neither means anybody.
 type SecurityGroupRule struct {
 	ID          string       `json:"id"`
+	Name        string       `json:"name,omitempty"`
 	Direction   string       `json:"direction"`
 	Protocol    string       `json:"protocol"`
 	PortMin     int          `json:"port_min,omitempty"` // of tcp and udp
@@ -49,9 +56,51 @@ type SecurityGroupRule struct {
 // section 3.6). newID makes the ids.
 func DefaultRules(groupID string, newID func() string) []SecurityGroupRule {
 	return []SecurityGroupRule{
-		{ID: newID(), Direction: Outbound, Protocol: ProtocolAll},
-		{ID: newID(), Direction: Inbound, Protocol: ProtocolAll, RemoteGroup: groupID},
+		{ID: newID(), Name: "allow-outbound", Direction: Outbound, Protocol: ProtocolAll},
+		{ID: newID(), Name: "allow-members-inbound", Direction: Inbound, Protocol: ProtocolAll, RemoteGroup: groupID},
 	}
+}
+
+// DefaultGroup is the default security group of a VPC for which none is stored,
+// because the VPC is older than security groups. It is always the same one, so
+// its rules can be named before the group is stored.
+func DefaultGroup(v *VPC) *SecurityGroup {
+	n := byte(0)
+	prefix, _, _ := strings.Cut(v.SecurityGroup.ID, "-")
+	return &SecurityGroup{
+		Meta: object.Meta{CreatedAt: v.CreatedAt, CreatedBy: v.CreatedBy, ModifiedAt: v.CreatedAt, ModifiedBy: v.CreatedBy},
+		ID:   v.SecurityGroup.ID, AccountID: v.AccountID, VPCID: v.ID, Name: v.SecurityGroup.Name, ResourceGroupID: v.ResourceGroupID,
+		Rules: DefaultRules(v.SecurityGroup.ID, func() string {
+			n++
+			return prefix + "-" + uuid.NewSHA1(uuid.NameSpaceOID, append([]byte(v.SecurityGroup.ID), n)).String()
+		}),
+	}
+}
+
+// Rule returns the rule with an id.
+func (g *SecurityGroup) Rule(id string) (*SecurityGroupRule, bool) {
+	for n := range g.Rules {
+		if g.Rules[n].ID == id {
+			return &g.Rules[n], true
+		}
+	}
+	return nil, false
+}
+
+// Clone returns a copy whose rules can be changed.
+func (g *SecurityGroup) Clone() *SecurityGroup {
+	c := *g
+	c.Rules = slices.Clone(g.Rules)
+	return &c
+}
+
+// Protocols returns the protocols of a packet filter that the rule's one stands
+// for.
+func (r *SecurityGroupRule) Protocols() []string {
+	if r.Protocol == ProtocolThree {
+		return []string{ProtocolICMP, ProtocolTCP, ProtocolUDP}
+	}
+	return []string{r.Protocol}
 }
 
 // GroupIDs returns the ids of the security groups that an interface is in: its

@@ -5,6 +5,7 @@
 package vpc
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,8 +13,9 @@ import (
 	"tabard.dev/tabard/internal/object"
 )
 
-// VPC is an isolated network. With it come a default security group, network
-// ACL and routing table, of which only the names exist so far.
+// VPC is an isolated network. With it come a default security group, whose name
+// and id stand here too, and a network ACL and routing table, of which nothing
+// else exists.
 type VPC struct {
 	object.Meta
 	ID              string `json:"id"` // r006-<uuid>
@@ -76,9 +78,19 @@ type Image struct {
 	Reason string `json:"reason,omitempty"` // why it is failed
 	Format string `json:"format,omitempty"` // qcow2 or raw
 	Bytes  int64  `json:"bytes,omitempty"`  // size of the file
+	Disk   int64  `json:"disk,omitempty"`   // size of the disk that a machine sees, in bytes
 	SHA256 string `json:"sha256,omitempty"` // of the file, hexadecimal
-	Source string `json:"source,omitempty"` // URL that it was fetched from
+	Source string `json:"source,omitempty"` // URL that it was or is to be fetched from
+
+	// Expect is the SHA256 that the file must have; "" takes any.
+	Expect string `json:"expect,omitempty"`
 }
+
+// Image statuses beside Pending, Failed and Deleting.
+const Available = "available"
+
+// Usable reports whether instances can be made of the image.
+func (i *Image) Usable() bool { return i.Status == "" || i.Status == Available }
 
 // Instance statuses (reference/instance-metadata-and-vpc.md section 3.5).
 const (
@@ -165,7 +177,8 @@ type External struct {
 	Tags   map[string]string `json:"tags,omitempty"`   // from the domain's metadata
 }
 
-// Volume is the boot volume; it exists as a name only.
+// Volume is the boot volume. The host keeps it with the machine; here it has its
+// names only.
 type Volume struct {
 	ID             string `json:"id"`
 	Name           string `json:"name"`
@@ -209,7 +222,12 @@ func (i *Instance) Clone() *Instance {
 
 // Next returns the status that an action leads to, or an error that says why
 // the action is refused in the present one.
-func (i *Instance) Next(action string) (string, error) {
+func (i *Instance) Next(action string) (string, error) { return i.Act(action, false) }
+
+// Act is Next for an action that may be forced: one that does not wait for what
+// is under way. Starting cannot be forced
+// (reference/instance-metadata-and-vpc.md section 3.6).
+func (i *Instance) Act(action string, force bool) (string, error) {
 	var next string
 	var from []string
 	switch action {
@@ -217,10 +235,19 @@ func (i *Instance) Next(action string) (string, error) {
 		next, from = Starting, []string{Stopped, Failed}
 	case "stop":
 		next, from = Stopping, []string{Running, Starting, Pending}
+		if force {
+			from = append(from, Stopping, Restarting)
+		}
 	case "reboot":
 		next, from = Restarting, []string{Running}
+		if force {
+			from = append(from, Restarting)
+		}
 	default:
 		return "", fmt.Errorf("action %q is not one of start, stop, reboot", action)
+	}
+	if i.External != nil {
+		return "", errors.New("the machine is run by somebody else; whoever made it starts and stops it")
 	}
 	if !slices.Contains(from, i.Status) {
 		return "", fmt.Errorf("cannot %s an instance that is %s", action, i.Status)

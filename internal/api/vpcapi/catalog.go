@@ -8,7 +8,7 @@ import (
 )
 
 // catalogRoutes are what an installation has from the start and nobody
-// changes: its region and zones, hardware profiles, stock images.
+// changes: its region and zones and the hardware profiles.
 func (s *service) catalogRoutes() {
 	const reason = "the same for every account (section 3.4)"
 	api.Open(s.Family, "GET /v1/regions", reason, s.listRegions)
@@ -17,13 +17,6 @@ func (s *service) catalogRoutes() {
 	api.Open(s.Family, "GET /v1/regions/{region}/zones/{zone}", reason, s.getZone)
 	api.Open(s.Family, "GET /v1/instance/profiles", reason, s.listProfiles)
 	api.Open(s.Family, "GET /v1/instance/profiles/{name}", reason, s.getProfile)
-
-	s.list(nounImage, []string{"resource_group.id", "name", "status", "visibility", "user_data_format", "remote.account.id"}, s.imageRows)
-	api.Read(s.Family, "GET /v1/images/{id}", nounImage.action("read"), s.loadImage,
-		func(c *api.Call, i vpc.Image) (api.Reply, error) { return api.Reply{Body: s.imageShape(c, i)}, nil })
-	api.List(s.Family, "GET /v1/operating_systems", nounImage.action("list"), s.listSystems)
-	api.Read(s.Family, "GET /v1/operating_systems/{name}", nounImage.action("read"), s.loadSystem,
-		func(_ *api.Call, i vpc.Image) (api.Reply, error) { return api.Reply{Body: s.systemShape(i)}, nil })
 }
 
 func (s *service) regionRef() regionRef {
@@ -90,7 +83,18 @@ func (s *service) zone(ref *identityRef, field string) (vpc.Zone, error) {
 	return z, nil
 }
 
-func (s *service) listProfiles(*api.Call) (api.Reply, error) {
+// pagedProfiles is the version from which the hardware profiles come in pages
+// (section 3.3).
+const pagedProfiles = "2026-04-07"
+
+func (s *service) listProfiles(c *api.Call) (api.Reply, error) {
+	if c.R.URL.Query().Get("version") >= pagedProfiles {
+		rows := make([]row, len(vpc.InstanceProfiles))
+		for i, p := range vpc.InstanceProfiles {
+			rows[i] = row{created: stockSince, id: p.Name, body: func() any { return s.profileShape(p) }}
+		}
+		return s.pageAt(c, s.href("instance", "profiles"), "profiles", nil, rows, everything)
+	}
 	profiles := make([]profileShape, len(vpc.InstanceProfiles))
 	for i, p := range vpc.InstanceProfiles {
 		profiles[i] = s.profileShape(p)
@@ -110,108 +114,6 @@ func (s *service) getProfile(c *api.Call) (api.Reply, error) {
 // stockSince is the creation time that stock images show.
 var stockSince = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// imageAttributes are what access to a stock image is decided on. It is in no
-// resource group of its own, so it counts as one of the group that it is used
-// in; else nobody with access to one group could use an image at all.
-func (s *service) imageAttributes(c *api.Call, id, groupID string) map[string]string {
-	return s.attributes(c, nounImage, id, groupID)
-}
-
-func (s *service) image(id string) (vpc.Image, bool) {
-	for _, i := range vpc.StockImages(s.region) {
-		if i.ID == id {
-			return i, true
-		}
-	}
-	return vpc.Image{}, false
-}
-
-func (s *service) imageTarget(c *api.Call, i vpc.Image) api.Target {
-	return api.Target{
-		Resource: s.imageAttributes(c, i.ID, s.groupID(c, nil)),
-		CRN:      s.imageRef(i).CRN, Name: i.Name, TypeURI: nounImage.typeURI(),
-	}
-}
-
-func (s *service) loadImage(c *api.Call) (vpc.Image, api.Target, error) {
-	id := c.R.PathValue("id")
-	i, ok := s.image(id)
-	if !ok {
-		return vpc.Image{}, api.Target{}, api.NotFound("image", id).OnParameter("id", id)
-	}
-	return i, s.imageTarget(c, i), nil
-}
-
-func (s *service) imageRows(c *api.Call) []row {
-	groupID := s.groupID(c, nil)
-	var rows []row
-	for _, i := range vpc.StockImages(s.region) {
-		rows = append(rows, row{
-			resource: s.imageAttributes(c, i.ID, groupID), created: stockSince, id: i.ID,
-			filters: map[string]string{
-				"resource_group.id": groupID, "name": i.Name,
-				"status": available, "visibility": "public", "user_data_format": cloudInit,
-			},
-			body: func() any { return s.imageShape(c, i) },
-		})
-	}
-	return rows
-}
-
-func (s *service) imageRef(i vpc.Image) reference {
-	return reference{
-		CRN: s.crn(nounImage, s.region.Name, "", i.ID), Href: s.href("images", i.ID),
-		ID: i.ID, Name: i.Name, ResourceType: "image",
-	}
-}
-
-func (s *service) imageShape(c *api.Call, i vpc.Image) imageShape {
-	ref := s.imageRef(i)
-	return imageShape{
-		AllowedUse: allowedUse{APIVersion: "2024-06-23", BareMetalServer: "false", Instance: "true"},
-		CreatedAt:  stamp(stockSince), CRN: ref.CRN, Encryption: "none", Href: ref.Href, ID: i.ID,
-		MinimumProvisionedSize: bootVolumeGB, Name: i.Name, OperatingSystem: s.systemShape(i),
-		ResourceGroup: s.groupRef(s.groupID(c, nil)), ResourceType: ref.ResourceType, Status: available,
-		StatusReasons: []any{}, UserDataFormat: cloudInit, Visibility: "public",
-	}
-}
-
-func (s *service) systemShape(i vpc.Image) systemShape {
-	return systemShape{
-		Architecture: i.Architecture, DisplayName: i.OSName + " " + i.Version, Family: i.OS,
-		Href: s.href("operating_systems", i.OSName), Name: i.OSName,
-		UserDataFormat: cloudInit, Vendor: i.Vendor, Version: i.Version,
-	}
-}
-
-// loadSystem finds an operating system by name; it is decided on as the image
-// that has it.
-func (s *service) loadSystem(c *api.Call) (vpc.Image, api.Target, error) {
-	name := c.R.PathValue("name")
-	for _, i := range vpc.StockImages(s.region) {
-		if i.OSName == name {
-			return i, s.imageTarget(c, i), nil
-		}
-	}
-	return vpc.Image{}, api.Target{}, api.NotFound("operating system", name).OnParameter("name", name)
-}
-
-func (s *service) listSystems(c *api.Call, may func(map[string]string) bool) (api.Reply, error) {
-	seen := map[string]bool{}
-	var rows []row
-	for _, r := range vpc.StockImages(s.region) {
-		if seen[r.OSName] {
-			continue
-		}
-		seen[r.OSName] = true
-		rows = append(rows, row{
-			resource: s.imageTarget(c, r).Resource, created: stockSince, id: r.OSName,
-			body: func() any { return s.systemShape(r) },
-		})
-	}
-	return s.page(c, "operating_systems", nil, rows, may)
-}
-
 func (s *service) profileRef(name string) profileRef {
 	return profileRef{s.href("instance", "profiles", name), name, "instance_profile"}
 }
@@ -229,7 +131,7 @@ func (s *service) profileShape(p vpc.InstanceProfile) profileShape {
 		Href:                          ref.Href,
 		Memory:                        fixed(p.MemoryGiB),
 		Name:                          p.Name,
-		NetworkAttachmentCount:        countRange{Type: "range"},
+		NetworkAttachmentCount:        countRange{Type: "range", Min: 1, Max: maxInterfaces},
 		NetworkBandwidthMode:          fixed("pooled"),
 		NetworkInterfaceCount:         countRange{Type: "range", Min: 1, Max: maxInterfaces},
 		OSArchitecture:                enum("amd64"),

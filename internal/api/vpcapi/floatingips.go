@@ -90,32 +90,38 @@ func (s *service) newFloatingIP(c *api.Call, b *floatingIPBody, groupID string) 
 // floating IP already.
 func (s *service) bindable(c *api.Call, ref *identityRef, field string) (*vpc.Instance, *vpc.Interface, error) {
 	id := ref.ID
+	if id == "" && ref.CRN != "" {
+		var err error
+		if id, err = s.idOf(ref, nounVirtual, field); err != nil {
+			return nil, nil, err
+		}
+	}
 	if id == "" && ref.Href != "" {
 		var ok bool
 		if id, ok = lastSegment(ref.Href, "network_interfaces"); !ok {
-			return nil, nil, badField(field+".href", "The property %s.href must end in /network_interfaces/ID.", field)
+			if id, ok = lastSegment(ref.Href, nounVirtual.plural); !ok {
+				return nil, nil, badField(field+".href", "The property %s.href must end in /network_interfaces/ID or /virtual_network_interfaces/ID.", field)
+			}
 		}
 	}
 	if id == "" {
 		return nil, nil, missing(field + ".id")
 	}
-	for _, i := range s.d.InstancesByAccount.Get(c.Account()) {
-		nic, ok := i.Interface(id)
-		if !ok || nic.ID != id {
-			continue
-		}
-		if err := c.Authorize(nounInstance.action("operate"), target(s, c, &s.instances, i).Resource); err != nil {
-			return nil, nil, err
-		}
-		if err := alive(i); err != nil {
-			return nil, nil, err
-		}
-		if bound := s.boundTo(i.ID, nic.ID); len(bound) > 0 {
-			return nil, nil, fault.New(fault.Conflict, "target_in_use", "The network interface %s already has the floating IP %s.", id, bound[0].Address).On(field)
-		}
-		return i, nic, nil
+	on, f := s.interfaceWith(c, id)
+	if f != nil {
+		return nil, nil, f.On(field)
 	}
-	return nil, nil, api.NotFound("network interface", id).On(field)
+	i, nic := on.instance, on.nic
+	if err := c.Authorize(nounInstance.action("operate"), target(s, c, &s.instances, i).Resource); err != nil {
+		return nil, nil, err
+	}
+	if err := alive(i); err != nil {
+		return nil, nil, err
+	}
+	if bound := s.boundTo(i.ID, nic.ID); len(bound) > 0 {
+		return nil, nil, fault.New(fault.Conflict, "target_in_use", "The network interface %s already has the floating IP %s.", id, bound[0].Address).On(field)
+	}
+	return i, nic, nil
 }
 
 // boundTo returns the floating IPs of an interface.
@@ -164,7 +170,7 @@ func (s *service) retarget(c *api.Call, raw json.RawMessage, f, changed *vpc.Flo
 	if err := json.Unmarshal(raw, &ref); err != nil {
 		return badField("target", "The property target must be null or an object with the id of a network interface.")
 	}
-	if ref.ID != "" && ref.ID == f.InterfaceID {
+	if on, ok := s.bound(f); ok && on.known(ref.ID) {
 		changed.InstanceID, changed.InterfaceID = f.InstanceID, f.InterfaceID
 		return nil
 	}
@@ -192,17 +198,32 @@ func (s *service) releaseFloatingIP(c *api.Call, tx *directory.Tx, _ *api.None, 
 	return api.Reply{Status: http.StatusNoContent}, target(s, c, &s.floatingIPs, f), nil
 }
 
+// bound returns the interface that a floating IP is bound to.
+func (s *service) bound(f *vpc.FloatingIP) (attached, bool) {
+	i, ok := s.d.Instances.Get(f.InstanceID)
+	if !ok {
+		return attached{}, false
+	}
+	nic, ok := i.Interface(f.InterfaceID)
+	return attached{i, nic}, ok
+}
+
 func (s *service) floatingIPFilters(f *vpc.FloatingIP) map[string]string {
-	if f.InterfaceID == "" {
+	on, ok := s.bound(f)
+	if !ok {
 		return nil
 	}
-	m := map[string]string{"target.id": f.InterfaceID, "target.resource_type": nicType}
-	if i, ok := s.d.Instances.Get(f.InstanceID); ok {
-		if nic, ok := i.Interface(f.InterfaceID); ok {
-			m["target.name"] = nic.Name
-		}
+	t := s.boundTarget(on)
+	m := map[string]string{"target.id": t.ID, "target.name": t.Name, "target.resource_type": t.ResourceType}
+	if t.CRN != "" {
+		m["target.crn"] = t.CRN
 	}
 	return m
+}
+
+func (s *service) boundTarget(on attached) boundTarget {
+	m := s.memberShape(on)
+	return boundTarget{m.CRN, m.Href, m.ID, m.Name, s.reservedIP(on.nic), m.ResourceType, m.Subnet}
 }
 
 func (s *service) floatingIPRef(f *vpc.FloatingIP) floatingIPRef {
@@ -218,10 +239,9 @@ func (s *service) floatingIPShape(f *vpc.FloatingIP) floatingIPShape {
 		Address: ref.Address, CreatedAt: stamp(f.CreatedAt), CRN: ref.CRN, Href: ref.Href, ID: f.ID, Name: f.Name,
 		ResourceGroup: s.groupRef(f.ResourceGroupID), Status: available, Zone: s.zoneRef(f.Zone),
 	}
-	if i, ok := s.d.Instances.Get(f.InstanceID); ok {
-		if nic, ok := i.Interface(f.InterfaceID); ok {
-			shape.Target = &boundTarget{s.interfaceHref(i, nic), nic.ID, nic.Name, s.reservedIP(nic), nicType}
-		}
+	if on, ok := s.bound(f); ok {
+		t := s.boundTarget(on)
+		shape.Target = &t
 	}
 	return shape
 }

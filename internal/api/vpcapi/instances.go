@@ -1,6 +1,7 @@
 package vpcapi
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -59,15 +60,19 @@ func (s *service) instanceFilterValues(i *vpc.Instance) map[string]string {
 }
 
 type instanceBody struct {
-	Name           *string             `json:"name"`
-	ResourceGroup  *identityRef        `json:"resource_group"`
-	VPC            *identityRef        `json:"vpc"`
-	Zone           *identityRef        `json:"zone"`
-	Profile        *identityRef        `json:"profile"`
-	Image          *identityRef        `json:"image"`
-	Keys           []identityRef       `json:"keys"`
-	Primary        *interfaceBody      `json:"primary_network_interface"`
-	Secondary      []interfaceBody     `json:"network_interfaces"`
+	Name          *string         `json:"name"`
+	ResourceGroup *identityRef    `json:"resource_group"`
+	VPC           *identityRef    `json:"vpc"`
+	Zone          *identityRef    `json:"zone"`
+	Profile       *identityRef    `json:"profile"`
+	Image         *identityRef    `json:"image"`
+	Keys          []identityRef   `json:"keys"`
+	Primary       *interfaceBody  `json:"primary_network_interface"`
+	Secondary     []interfaceBody `json:"network_interfaces"`
+
+	PrimaryAttachment *attachmentBody  `json:"primary_network_attachment"`
+	Attachments       []attachmentBody `json:"network_attachments"`
+
 	Metadata       *metadataBody       `json:"metadata_service"`
 	DefaultProfile *defaultProfileBody `json:"default_trusted_profile"`
 	UserData       string              `json:"user_data"`
@@ -89,7 +94,7 @@ func (b *instanceBody) UnmarshalJSON(raw []byte) error {
 var unsupported = map[string]string{
 	"availability": `{"class":"standard"}`, "availability_policy": `{"host_failure":"restart"}`, "boot_volume_attachment": "", "catalog_offering": "",
 	"cluster_network_attachments": "", "confidential_compute_mode": `"disabled"`, "enable_secure_boot": "false",
-	"network_attachments": "", "placement_target": "", "primary_network_attachment": "", "source_template": "",
+	"placement_target": "", "source_template": "",
 	"total_volume_bandwidth": "", "vcpu": "", "volume_attachments": "", "volume_bandwidth_qos_mode": `"pooled"`,
 	"reservation_affinity": `{"policy":"disabled"}`,
 }
@@ -101,6 +106,9 @@ type interfaceBody struct {
 	Address        string         `json:"primary_ipv4_address"` // the older form
 	SecurityGroups []identityRef  `json:"security_groups"`
 	AllowSpoofing  bool           `json:"allow_ip_spoofing"`
+
+	virtual     bool    // it is a network attachment
+	virtualName *string // of its virtual network interface
 }
 
 type primaryIPBody struct {
@@ -135,12 +143,10 @@ func (b *metadataBody) apply(m *vpc.MetadataService) error {
 	if b.Protocol != nil {
 		const field = "metadata_service.protocol"
 		switch *b.Protocol {
-		case "http":
+		case "http", "https":
 			m.Protocol = *b.Protocol
-		case "https":
-			return badField(field, "The metadata service of this server speaks http only; https is not supported.")
 		default:
-			return fault.New(fault.Invalid, "validation_enum", "The property %s must be http.", field).On(field)
+			return fault.New(fault.Invalid, "validation_enum", "The property %s must be http or https.", field).On(field)
 		}
 	}
 	if b.HopLimit != nil {
@@ -190,7 +196,7 @@ func (s *service) newInstance(c *api.Call, b *instanceBody, groupID string) (*vp
 	}
 	i := &vpc.Instance{
 		ID: instanceID(zone), AccountID: c.Account(), Zone: zone.Name, ResourceGroupID: groupID,
-		HostID: s.opts.HostID, Status: vpc.Pending, UserData: b.UserData,
+		Status: vpc.Pending, UserData: b.UserData,
 		Metadata: vpc.MetadataService{Protocol: "http", ResponseHopLimit: 1},
 		BootVolume: vpc.Volume{
 			ID: s.regionalID(), Name: randomName("volume"),
@@ -207,10 +213,13 @@ func (s *service) newInstance(c *api.Call, b *instanceBody, groupID string) (*vp
 	if err := b.Metadata.apply(&i.Metadata); err != nil {
 		return nil, err
 	}
-	if i.Profile, err = hardwareProfile(b.Profile); err != nil {
+	profile, err := hardwareProfile(b.Profile)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.chooseImage(c, b, i); err != nil {
+	i.Profile = profile.Name
+	image, err := s.chooseImage(c, b, i)
+	if err != nil {
 		return nil, err
 	}
 	if err := s.chooseKeys(c, b, i); err != nil {
@@ -227,34 +236,44 @@ func (s *service) newInstance(c *api.Call, b *instanceBody, groupID string) (*vp
 			return nil, err
 		}
 	}
+	if s.opts.Place != nil {
+		i.HostID, i.StatusReason = s.opts.Place(i.Zone, profile, *image)
+	}
 	return i, nil
 }
 
-func hardwareProfile(ref *identityRef) (string, error) {
+func hardwareProfile(ref *identityRef) (vpc.InstanceProfile, error) {
 	if ref == nil {
-		return vpc.InstanceProfiles[0].Name, nil
+		return vpc.InstanceProfiles[0], nil
 	}
 	name, err := nameOf(ref, "profiles", "profile")
 	if err != nil {
-		return "", err
+		return vpc.InstanceProfile{}, err
 	}
-	if _, ok := vpc.ProfileNamed(name); !ok {
-		return "", api.NotFound("instance profile", name).On("profile")
+	p, ok := vpc.ProfileNamed(name)
+	if !ok {
+		return vpc.InstanceProfile{}, api.NotFound("instance profile", name).On("profile")
 	}
-	return name, nil
+	return p, nil
 }
 
-func (s *service) chooseImage(c *api.Call, b *instanceBody, i *vpc.Instance) error {
+func (s *service) chooseImage(c *api.Call, b *instanceBody, i *vpc.Instance) (*vpc.Image, error) {
 	id, err := s.idOf(b.Image, nounImage, "image")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	image, ok := s.image(id)
-	if !ok {
-		return api.NotFound("image", id).On("image")
+	image, err := s.findImage(c, id, "image")
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Authorize(nounImage.action("provision"), s.imageAttributes(c, image, i.ResourceGroupID)); err != nil {
+		return nil, err
+	}
+	if !image.Usable() {
+		return nil, invalidState("The image %s is %s; an instance needs one that is available.", image.ID, image.Status).On("image")
 	}
 	i.ImageID = image.ID
-	return c.Authorize(nounImage.action("provision"), s.imageAttributes(c, image.ID, i.ResourceGroupID))
+	return image, nil
 }
 
 func (s *service) chooseKeys(c *api.Call, b *instanceBody, i *vpc.Instance) error {
@@ -350,6 +369,7 @@ func alive(i *vpc.Instance) error {
 type instancePatch struct {
 	Name     *string       `json:"name"`
 	Metadata *metadataBody `json:"metadata_service"`
+	Profile  *identityRef  `json:"profile"`
 
 	all properties
 }
@@ -382,8 +402,10 @@ func (s *service) patch(c *api.Call, b *instancePatch, i, changed *vpc.Instance)
 	if err := b.all.refuse(unsupported); err != nil {
 		return err
 	}
-	if _, given := b.all["profile"]; given {
-		return badField("profile", "This server cannot change the profile of an instance.")
+	if b.Profile != nil {
+		if err := resize(b.Profile, changed); err != nil {
+			return err
+		}
 	}
 	if b.Name != nil {
 		if err := s.instances.checkName(c, *b.Name, i.ID); err != nil {
@@ -392,6 +414,22 @@ func (s *service) patch(c *api.Call, b *instancePatch, i, changed *vpc.Instance)
 		changed.Name = *b.Name
 	}
 	return b.Metadata.apply(&changed.Metadata)
+}
+
+// resize gives an instance another hardware profile, which it has when it starts
+// next.
+func resize(ref *identityRef, changed *vpc.Instance) error {
+	profile, err := hardwareProfile(ref)
+	switch {
+	case err != nil:
+		return err
+	case changed.External != nil:
+		return invalidState("The machine of the instance %s is run by somebody else, who decides what it has.", changed.ID)
+	case profile.Name != changed.Profile && changed.Status != vpc.Stopped && changed.Status != vpc.Stopping:
+		return invalidState("The instance %s is %s; its profile can only be changed while it is stopped.", changed.ID, changed.Status)
+	}
+	changed.Profile = profile.Name
+	return nil
 }
 
 // deleteInstance takes away at once what the instance could do: its links and
@@ -427,12 +465,13 @@ func (s *service) act(c *api.Call, tx *directory.Tx, b *actionBody, i *vpc.Insta
 	default:
 		return fail(fault.New(fault.Invalid, "validation_enum", "The property type must be start, stop or reboot.").On("type"))
 	}
-	status, err := i.Next(b.Type)
+	force := b.Force && b.Type != "start" // section 3.6
+	status, err := i.Act(b.Type, force)
 	if err != nil {
 		return fail(invalidState("The action is refused: %v.", err))
 	}
 	changed := i.Clone()
-	changed.Status, changed.StatusReason = status, ""
+	changed.Status, changed.StatusReason, changed.Force = status, "", force
 	s.d.Instances.Put(tx, changed)
 
 	prefix, _, _ := strings.Cut(i.ID, "_")
@@ -443,7 +482,7 @@ func (s *service) act(c *api.Call, tx *directory.Tx, b *actionBody, i *vpc.Insta
 			CreatedAt: stamp(tx.Now), Force: b.Force, Href: s.href("instances", i.ID, "actions", id),
 			ID: id, Status: "pending", Type: b.Type,
 		},
-		ResponseData: map[string]any{"type": b.Type},
+		ResponseData: map[string]any{"type": b.Type, "force": force},
 	}, target(s, c, &s.instances, i), nil
 }
 
@@ -460,17 +499,16 @@ func (s *service) localAccess(c *api.Call, _ *directory.Tx, _ *api.None, i *vpc.
 }
 
 func (s *service) instanceShape(i *vpc.Instance) instanceShape {
-	boot := s.bootAttachment(i)
 	shape := instanceShape{
 		Availability: availabilityShape{"standard"}, AvailabilityPolicy: availabilityPolicy{"restart", "stop"},
-		BootVolumeAttachment: boot, ClusterNetworkAttachments: []any{}, ConfidentialComputeMode: "disabled",
+		ClusterNetworkAttachments: []any{}, ConfidentialComputeMode: "disabled",
 		CreatedAt: stamp(i.CreatedAt), CRN: i.CRN, Disks: []any{}, HealthReasons: []any{}, HealthState: health(i),
 		Href: s.href("instances", i.ID), ID: i.ID, LifecycleReasons: []any{}, LifecycleState: lifecycle(i),
 		MetadataService: metadataShape(i.Metadata), Name: i.Name,
-		NetworkAttachments: []any{}, NetworkInterfaces: []interfaceRef{}, Profile: s.profileRef(i.Profile),
+		NetworkAttachments: []attachmentRef{}, NetworkInterfaces: []interfaceRef{}, Profile: s.profileRef(i.Profile),
 		ReservationAffinity: reservationAffinity{"disabled", []any{}}, ResourceGroup: s.groupRef(i.ResourceGroupID),
 		ResourceType: "instance", Status: i.Status, StatusReasons: []statusReason{},
-		VolumeAttachments: []volumeAttachmentRef{boot}, VolumeBandwidthQoSMode: "pooled", Zone: s.zoneRef(i.Zone),
+		VolumeAttachments: []volumeAttachmentRef{}, VolumeBandwidthQoSMode: "pooled", Zone: s.zoneRef(i.Zone),
 	}
 	if p, ok := vpc.ProfileNamed(i.Profile); ok {
 		shape.Bandwidth, shape.Memory = p.Bandwidth, p.MemoryGiB
@@ -478,7 +516,11 @@ func (s *service) instanceShape(i *vpc.Instance) instanceShape {
 		shape.TotalNetworkBandwidth = p.Bandwidth - shape.TotalVolumeBandwidth
 		shape.VCPU = vcpuShape{Architecture: "amd64", Burst: vcpuBurst{100}, Count: p.VCPUs, Manufacturer: vcpuManufacturer, Percentage: 100}
 	}
-	if image, ok := s.image(i.ImageID); ok {
+	if hasVolume(i) {
+		boot := s.bootAttachment(i)
+		shape.BootVolumeAttachment, shape.VolumeAttachments = &boot, []volumeAttachmentRef{boot}
+	}
+	if image, ok := s.imageOf(i); ok {
 		ref := s.imageRef(image)
 		shape.Image = &ref
 	}
@@ -486,17 +528,23 @@ func (s *service) instanceShape(i *vpc.Instance) instanceShape {
 		shape.VPC = s.vpcRef(v)
 	}
 	for n := range i.Interfaces {
-		shape.NetworkInterfaces = append(shape.NetworkInterfaces, s.interfaceRef(i, &i.Interfaces[n]))
+		nic := &i.Interfaces[n]
+		shape.NetworkInterfaces = append(shape.NetworkInterfaces, s.interfaceRef(i, nic))
+		if nic.AttachmentID != "" {
+			shape.NetworkAttachments = append(shape.NetworkAttachments, s.attachmentRef(i, nic))
+		}
+	}
+	if len(shape.NetworkAttachments) > 0 {
+		shape.PrimaryNetworkAttachment = &shape.NetworkAttachments[0]
 	}
 	if len(shape.NetworkInterfaces) > 0 {
 		shape.PrimaryNetworkInterface = shape.NetworkInterfaces[0]
 	}
-	if i.Status == vpc.Failed {
-		message := i.StatusReason
-		if message == "" {
-			message = "The host could not start the instance."
-		}
-		shape.StatusReasons = append(shape.StatusReasons, statusReason{"cannot_start", message})
+	switch {
+	case i.Status == vpc.Failed:
+		shape.StatusReasons = append(shape.StatusReasons, statusReason{"cannot_start", cmp.Or(i.StatusReason, "The host could not start the instance.")})
+	case (i.Status == vpc.Pending || i.Status == vpc.Starting) && i.StatusReason != "":
+		shape.StatusReasons = append(shape.StatusReasons, statusReason{"cannot_start_capacity", i.StatusReason})
 	}
 	_, err := i.Next("start")
 	shape.Startable = err == nil

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/directory"
@@ -27,20 +28,16 @@ func (s *service) interfaceRoutes() {
 		func(_ *api.Call, on attached) (api.Reply, error) {
 			return api.Reply{Body: s.interfaceShape(on.instance, on.nic)}, nil
 		})
+	api.Change(s.Family, "PATCH "+interfaces+"/{nic}", update, "is.instance.network-interface.update",
+		func(c *api.Call, _ *interfacePatch) (attached, api.Target, error) { return s.loadInterface(c) }, s.updateInterface)
+	api.Read(s.Family, "GET "+interfaces+"/{nic}/ips", read, s.loadInterface, func(c *api.Call, on attached) (api.Reply, error) {
+		rows := []row{{created: on.instance.CreatedAt, id: on.nic.IPID, body: func() any { return s.reservedShape(on) }}}
+		return s.pageAt(c, s.interfaceHref(on.instance, on.nic)+"/ips", "ips", nil, rows, everything)
+	})
 	api.Read(s.Family, "GET "+bound, read, s.loadInterface, s.listBound)
 	api.Read(s.Family, "GET "+bound+"/{ip}", read, s.loadInterface, s.getBound)
 	api.Change(s.Family, "PUT "+bound+"/{ip}", update, "is.instance.network-interface.attach", s.loadBinding, s.bind)
 	api.Change(s.Family, "DELETE "+bound+"/{ip}", update, "is.instance.network-interface.detach", s.loadBinding, s.release)
-
-	api.Read(s.Family, "GET /v1/instances/{id}/network_attachments", read, fromPath(s, &s.instances),
-		func(*api.Call, *vpc.Instance) (api.Reply, error) {
-			return api.Reply{Body: map[string]any{"network_attachments": []any{}}}, nil
-		})
-	api.Read(s.Family, "GET /v1/instances/{id}/volume_attachments", read, fromPath(s, &s.instances),
-		func(_ *api.Call, i *vpc.Instance) (api.Reply, error) {
-			return api.Reply{Body: map[string]any{"volume_attachments": []volumeAttachmentShape{s.volumeAttachmentShape(i)}}}, nil
-		})
-	api.Read(s.Family, "GET /v1/instances/{id}/volume_attachments/{attachment}", read, fromPath(s, &s.instances), s.getVolumeAttachment)
 }
 
 // attached is an interface with its instance.
@@ -171,20 +168,13 @@ func (s *service) unbind(tx *directory.Tx, f *vpc.FloatingIP) {
 // subnet. It runs inside the transaction that takes them, so no two instances
 // get the same.
 func (s *service) connect(c *api.Call, b *instanceBody, zone vpc.Zone, i *vpc.Instance) error {
-	const primary = "primary_network_interface"
-	if b.Primary == nil {
-		return missing(primary)
-	}
-	bodies := append([]interfaceBody{*b.Primary}, b.Secondary...)
-	if len(bodies) > maxInterfaces {
-		return badField("network_interfaces", "An instance has at most %d network interfaces.", maxInterfaces)
+	bodies, fields, err := b.interfaces(i.ResourceGroupID)
+	if err != nil {
+		return err
 	}
 	taken := map[string]map[netip.Addr]bool{}
 	for n := range bodies {
-		field := primary
-		if n > 0 {
-			field = fmt.Sprintf("network_interfaces[%d]", n-1)
-		}
+		field := fields[n]
 		subnet, err := s.subnetFor(c, b, &bodies[n], zone, i, field)
 		if err != nil {
 			return err
@@ -199,10 +189,111 @@ func (s *service) connect(c *api.Call, b *instanceBody, zone vpc.Zone, i *vpc.In
 		if _, exists := i.Interface(nic.Name); exists {
 			return badField(field+".name", "Two network interfaces have the name %q.", nic.Name)
 		}
+		if nic.SecurityGroupIDs, err = s.groupsFor(c, &bodies[n], i, field); err != nil {
+			return err
+		}
+		if bodies[n].virtual {
+			if err := s.makeVirtual(c, &bodies[n], i, &nic, zone, field); err != nil {
+				return err
+			}
+		}
 		taken[subnet.ID][nic.Address] = true
 		i.Interfaces = append(i.Interfaces, nic)
 	}
 	return nil
+}
+
+// interfaces returns the bodies of all network interfaces, the primary one first,
+// and where each stands. They are given as network interfaces or as network
+// attachments, not both.
+func (b *instanceBody) interfaces(groupID string) (bodies []interfaceBody, fields []string, err error) {
+	const primary, attachment = "primary_network_interface", "primary_network_attachment"
+	switch {
+	case b.PrimaryAttachment == nil && len(b.Attachments) > 0:
+		return nil, nil, missing(attachment)
+	case b.PrimaryAttachment != nil && (b.Primary != nil || len(b.Secondary) > 0):
+		return nil, nil, badField(attachment, "Give either network interfaces or network attachments, not both.")
+	case b.PrimaryAttachment != nil:
+		for n, a := range append([]attachmentBody{*b.PrimaryAttachment}, b.Attachments...) {
+			field := attachment
+			if n > 0 {
+				field = fmt.Sprintf("network_attachments[%d]", n-1)
+			}
+			nic, err := a.asInterface(groupID, field)
+			if err != nil {
+				return nil, nil, err
+			}
+			bodies, fields = append(bodies, nic), append(fields, field+".virtual_network_interface")
+		}
+	case b.Primary == nil:
+		return nil, nil, missing(primary)
+	default:
+		bodies, fields = append([]interfaceBody{*b.Primary}, b.Secondary...), []string{primary}
+		for n := range b.Secondary {
+			fields = append(fields, fmt.Sprintf("network_interfaces[%d]", n))
+		}
+	}
+	if len(bodies) > maxInterfaces {
+		return nil, nil, badField("network_interfaces", "An instance has at most %d network interfaces.", maxInterfaces)
+	}
+	return bodies, fields, nil
+}
+
+// groupsFor finds the security groups that an interface is to be in. Without
+// any it is in the VPC's default one, which the caller must be allowed to use,
+// too.
+func (s *service) groupsFor(c *api.Call, ib *interfaceBody, i *vpc.Instance, field string) ([]string, error) {
+	field += ".security_groups"
+	v, err := s.vpcs.find(c, i.VPCID, "vpc")
+	if err != nil {
+		return nil, err
+	}
+	if len(ib.SecurityGroups) == 0 {
+		return nil, c.Authorize(nounSecurityGroup.action("operate"), target(s, c, &s.groups, s.defaultGroup(v)).Resource)
+	}
+	if len(ib.SecurityGroups) > maxNICGroups {
+		return nil, fault.New(fault.Invalid, "over_quota", "A network interface is in at most %d security groups.", maxNICGroups).On(field)
+	}
+	var ids []string
+	for n := range ib.SecurityGroups {
+		id, err := s.idOf(&ib.SecurityGroups[n], nounSecurityGroup, field)
+		if err != nil {
+			return nil, err
+		}
+		g, err := s.findGroup(c, id, field)
+		if err != nil {
+			return nil, err
+		}
+		if g.VPCID != i.VPCID {
+			return nil, badField(field, "The security group %s is not in the VPC %s.", id, i.VPCID)
+		}
+		if err := c.Authorize(nounSecurityGroup.action("operate"), target(s, c, &s.groups, g).Resource); err != nil {
+			return nil, err
+		}
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// makeVirtual makes an interface one with an attachment and a virtual network
+// interface.
+func (s *service) makeVirtual(c *api.Call, ib *interfaceBody, i *vpc.Instance, nic *vpc.Interface, zone vpc.Zone, field string) error {
+	if err := c.Authorize(nounVirtual.action("create"), s.attributes(c, nounVirtual, "", i.ResourceGroupID)); err != nil {
+		return err
+	}
+	nic.AttachmentID, nic.VirtualID, nic.VirtualName = nic.ID, zonalID(zone), randomName("vni")
+	if ib.virtualName == nil {
+		return nil
+	}
+	nic.VirtualName = *ib.virtualName
+	for _, other := range i.Interfaces {
+		if other.VirtualName == nic.VirtualName {
+			return badField(field+".name", "Two virtual network interfaces have the name %q.", nic.VirtualName)
+		}
+	}
+	return s.checkVirtualName(c, nic.VirtualName, "", field+".name")
 }
 
 // subnetFor finds the subnet of an interface and checks that it agrees with
@@ -234,20 +325,6 @@ func (s *service) subnetFor(c *api.Call, b *instanceBody, ib *interfaceBody, zon
 	if ib.AllowSpoofing {
 		return nil, badField(field+".allow_ip_spoofing", "IP spoofing cannot be allowed on this server.")
 	}
-	v, err := s.vpcs.find(c, i.VPCID, "vpc")
-	if err != nil {
-		return nil, err
-	}
-	group := s.securityGroupRef(v)
-	for n := range ib.SecurityGroups {
-		id, err := s.idOf(&ib.SecurityGroups[n], nounSecurityGroup, field+".security_groups")
-		if err != nil {
-			return nil, err
-		}
-		if id != group.ID {
-			return nil, api.NotFound("security group", id).On(field + ".security_groups")
-		}
-	}
 	return subnet, nil
 }
 
@@ -267,10 +344,7 @@ func (s *service) chooseVPC(c *api.Call, b *instanceBody, subnet *vpc.Subnet, i 
 		}
 	}
 	i.VPCID = v.ID
-	if err := c.Authorize(nounVPC.action("operate"), target(s, c, &s.vpcs, v).Resource); err != nil {
-		return err
-	}
-	return c.Authorize(nounSecurityGroup.action("operate"), s.securityGroupAttributes(c, v))
+	return c.Authorize(nounVPC.action("operate"), target(s, c, &s.vpcs, v).Resource)
 }
 
 func newInterface(b *interfaceBody, subnet *vpc.Subnet, taken map[netip.Addr]bool, zone vpc.Zone, n int, field string) (vpc.Interface, error) {
@@ -365,19 +439,20 @@ func (s *service) interfaceShape(i *vpc.Instance, nic *vpc.Interface) interfaceS
 	ref := s.interfaceRef(i, nic)
 	shape := interfaceShape{
 		CreatedAt: stamp(i.CreatedAt), FloatingIPs: []floatingIPRef{}, Href: ref.Href, ID: nic.ID, Name: nic.Name,
-		PortSpeed: portSpeed, PrimaryIP: ref.PrimaryIP, ResourceType: nicType, SecurityGroups: []reference{},
-		Status: interfaceStatus(i), Subnet: ref.Subnet, Type: "secondary",
-	}
-	if i.Interfaces[0].ID == nic.ID {
-		shape.Type = "primary"
+		PortSpeed: portSpeed, PrimaryIP: ref.PrimaryIP, ResourceType: nicType, SecurityGroups: s.groupRefs(i, nic),
+		Status: interfaceStatus(i), Subnet: ref.Subnet, Type: nicKind(i, nic),
 	}
 	for _, f := range s.boundTo(i.ID, nic.ID) {
 		shape.FloatingIPs = append(shape.FloatingIPs, s.floatingIPRef(f))
 	}
-	if v, ok := s.d.VPCs.Get(i.VPCID); ok {
-		shape.SecurityGroups = append(shape.SecurityGroups, s.securityGroupRef(v))
-	}
 	return shape
+}
+
+func nicKind(i *vpc.Instance, nic *vpc.Interface) string {
+	if i.Interfaces[0].ID == nic.ID {
+		return "primary"
+	}
+	return "secondary"
 }
 
 func interfaceStatus(i *vpc.Instance) string {
@@ -386,36 +461,4 @@ func interfaceStatus(i *vpc.Instance) string {
 		return i.Status
 	}
 	return available
-}
-
-func (s *service) bootVolumeRef(i *vpc.Instance) reference {
-	v := i.BootVolume
-	return reference{s.crn(nounVolume, i.Zone, i.AccountID, v.ID), s.href("volumes", v.ID), v.ID, v.Name, "volume"}
-}
-
-func (s *service) bootAttachment(i *vpc.Instance) volumeAttachmentRef {
-	v := i.BootVolume
-	return volumeAttachmentRef{
-		Device: deviceShape{v.AttachmentID}, Href: s.href("instances", i.ID, "volume_attachments", v.AttachmentID),
-		ID: v.AttachmentID, Name: v.AttachmentName, Volume: s.bootVolumeRef(i),
-	}
-}
-
-func (s *service) volumeAttachmentShape(i *vpc.Instance) volumeAttachmentShape {
-	ref := s.bootAttachment(i)
-	shape := volumeAttachmentShape{
-		CreatedAt: stamp(i.CreatedAt), DeleteVolumeOnInstanceDelete: true, Device: ref.Device,
-		Href: ref.Href, ID: ref.ID, Name: ref.Name, Status: "attached", Type: "boot", Volume: ref.Volume,
-	}
-	if p, ok := vpc.ProfileNamed(i.Profile); ok {
-		shape.Bandwidth = volumeBandwidth(p)
-	}
-	return shape
-}
-
-func (s *service) getVolumeAttachment(c *api.Call, i *vpc.Instance) (api.Reply, error) {
-	if id := c.R.PathValue("attachment"); id != i.BootVolume.AttachmentID {
-		return api.Reply{}, api.NotFound("volume attachment", id).OnParameter("id", id)
-	}
-	return api.Reply{Body: s.volumeAttachmentShape(i)}, nil
 }

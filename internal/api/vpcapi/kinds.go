@@ -39,6 +39,7 @@ var (
 	nounFloatingIP    = noun{"floating-ip", "floating_ips", "floatingIpId"}
 	nounSecurityGroup = noun{"security-group", "security_groups", "securityGroupId"}
 	nounVolume        = noun{"volume", "volumes", "volumeId"}
+	nounVirtual       = noun{"virtual-network-interface", "virtual_network_interfaces", "virtualNetworkInterfaceId"}
 )
 
 // service is the child service that policies may name; a policy about its
@@ -101,6 +102,12 @@ func (s *service) kinds() {
 		func(v *vpc.VPC) head { return head{&v.Meta, v.ID, v.AccountID, v.Name, v.ResourceGroupID, region} }}
 	s.subnets = kind[vpc.Subnet]{nounSubnet, "subnet", unique, d.Subnets, d.SubnetsByAccount,
 		func(n *vpc.Subnet) head { return head{&n.Meta, n.ID, n.AccountID, n.Name, n.ResourceGroupID, n.Zone} }}
+	s.groups = kind[vpc.SecurityGroup]{nounSecurityGroup, "security group", unique, d.SecurityGroups, d.SecurityGroupsByAccount,
+		func(g *vpc.SecurityGroup) head {
+			return head{&g.Meta, g.ID, g.AccountID, g.Name, g.ResourceGroupID, region}
+		}}
+	s.images = kind[vpc.Image]{nounImage, "image", unique, d.Images, d.ImagesByAccount,
+		func(i *vpc.Image) head { return head{&i.Meta, i.ID, i.AccountID, i.Name, i.ResourceGroupID, region} }}
 	s.sshKeys = kind[vpc.Key]{nounKey, "key", "key_name_exists", d.Keys, d.KeysByAccount,
 		func(k *vpc.Key) head { return head{&k.Meta, k.ID, k.AccountID, k.Name, k.ResourceGroupID, region} }}
 	s.instances = kind[vpc.Instance]{nounInstance, "instance", "instance_name_exists", d.Instances, d.InstancesByAccount,
@@ -342,9 +349,15 @@ func (s *service) list(n noun, filters []string, rows func(*api.Call) []row) {
 	})
 }
 
-// page answers one page of a collection. start carries the filters of the
-// first request, so that a page is never of another list than the one before.
+// page answers one page of a collection of its own.
 func (s *service) page(c *api.Call, plural string, filters []string, rows []row, may func(map[string]string) bool) (api.Reply, error) {
+	return s.pageAt(c, s.href(plural), plural, filters, rows, may)
+}
+
+// pageAt answers one page of a collection that is at an address. start carries
+// the filters of the first request, so that a page is never of another list
+// than the one before.
+func (s *service) pageAt(c *api.Call, href, plural string, filters []string, rows []row, may func(map[string]string) bool) (api.Reply, error) {
 	cursor, err := s.cursor(c, filters)
 	if err != nil {
 		return api.Reply{}, err
@@ -362,12 +375,12 @@ func (s *service) page(c *api.Call, plural string, filters []string, rows []row,
 		first[name] = values
 	}
 	body := map[string]any{
-		"first": pageLink{s.href(plural) + "?" + first.Encode()},
+		"first": pageLink{href + "?" + first.Encode()},
 		"limit": cursor.Limit, "total_count": total, plural: items,
 	}
 	if next != nil {
 		q := url.Values{"limit": {itoa(cursor.Limit)}, "start": {next.String()}}
-		body["next"] = pageLink{s.href(plural) + "?" + q.Encode()}
+		body["next"] = pageLink{href + "?" + q.Encode()}
 	}
 	return api.Reply{Body: body}, nil
 }

@@ -23,21 +23,19 @@ func (s *service) networkRoutes() {
 	api.Read(s.Family, "GET /v1/vpcs/{id}", vpcs.action("read"), fromPath(s, vpcs),
 		shown(func(v *vpc.VPC) any { return s.vpcShape(v) }, nil))
 	api.Read(s.Family, "GET /v1/vpcs/{id}/default_security_group", vpcs.action("read"), fromPath(s, vpcs),
-		shown(func(v *vpc.VPC) any { return s.securityGroupShape(v) }, nil))
+		func(c *api.Call, v *vpc.VPC) (api.Reply, error) { return s.showSecurityGroup(c, s.defaultGroup(v)) })
 	api.Read(s.Family, "GET /v1/vpcs/{id}/address_prefixes", vpcs.action("read"), fromPath(s, vpcs), s.listPrefixes)
 	api.Change(s.Family, "POST /v1/vpcs", vpcs.action("create"), vpcs.action("create"),
 		forCreate(s, nounVPC, func(b *vpcBody) (*identityRef, *string) { return b.ResourceGroup, b.Name }), s.createVPC)
 	api.Change(s.Family, "PATCH /v1/vpcs/{id}", vpcs.action("update"), vpcs.action("update"), forChange[namePatch](s, vpcs), s.updateVPC)
 	api.Change(s.Family, "DELETE /v1/vpcs/{id}", vpcs.action("delete"), vpcs.action("delete"), forChange[api.None](s, vpcs), s.deleteVPC)
 
-	s.list(nounSecurityGroup, []string{"resource_group.id", "vpc.id", "vpc.crn", "vpc.name"}, s.securityGroupRows)
-	api.Read(s.Family, "GET /v1/security_groups/{id}", nounSecurityGroup.action("read"), s.loadSecurityGroup,
-		shown(func(v *vpc.VPC) any { return s.securityGroupShape(v) }, nil))
-
 	s.list(nounSubnet, []string{"resource_group.id", "zone.name", "vpc.id", "vpc.crn", "vpc.name", "routing_table.id", "routing_table.name"},
 		rowsOf(s, subnets, s.subnetFilters, func(n *vpc.Subnet) any { return s.subnetShape(n) }))
 	api.Read(s.Family, "GET /v1/subnets/{id}", subnets.action("read"), fromPath(s, subnets),
 		shown(func(n *vpc.Subnet) any { return s.subnetShape(n) }, nil))
+	api.Read(s.Family, "GET /v1/subnets/{id}/reserved_ips", subnets.action("read"), fromPath(s, subnets), s.listReserved)
+	api.Read(s.Family, "GET /v1/subnets/{id}/reserved_ips/{ip}", subnets.action("read"), fromPath(s, subnets), s.getReserved)
 	api.Change(s.Family, "POST /v1/subnets", subnets.action("create"), subnets.action("create"),
 		forCreate(s, nounSubnet, func(b *subnetBody) (*identityRef, *string) { return b.ResourceGroup, b.Name }), s.createSubnet)
 	api.Change(s.Family, "PATCH /v1/subnets/{id}", subnets.action("update"), subnets.action("update"), forChange[namePatch](s, subnets), s.updateSubnet)
@@ -85,6 +83,10 @@ func (s *service) createVPC(c *api.Call, tx *directory.Tx, b *vpcBody, groupID s
 		ManualPrefixes: b.Prefixes == "manual",
 	}
 	s.d.VPCs.Put(tx, v)
+	s.d.SecurityGroups.Put(tx, &vpc.SecurityGroup{
+		ID: v.SecurityGroup.ID, AccountID: v.AccountID, VPCID: v.ID, Name: v.SecurityGroup.Name, ResourceGroupID: groupID,
+		Rules: vpc.DefaultRules(v.SecurityGroup.ID, s.regionalID),
+	})
 	return api.Reply{Status: http.StatusCreated, Body: s.vpcShape(v)}, target(s, c, &s.vpcs, v), nil
 }
 
@@ -100,10 +102,14 @@ func (s *service) updateVPC(c *api.Call, tx *directory.Tx, b *namePatch, v *vpc.
 	return api.Reply{Body: s.vpcShape(&changed)}, target(s, c, &s.vpcs, &changed), nil
 }
 
+// deleteVPC deletes its security groups with it.
 func (s *service) deleteVPC(c *api.Call, tx *directory.Tx, _ *api.None, v *vpc.VPC) (api.Reply, api.Target, error) {
 	t := target(s, c, &s.vpcs, v)
 	if instances, subnets := s.d.InstancesByVPC.Len(v.ID), s.d.SubnetsByVPC.Len(v.ID); instances+subnets > 0 {
 		return api.Reply{}, t, fault.New(fault.Conflict, "vpc_not_empty", "The VPC %s still has %d instances and %d subnets; delete them first.", v.ID, instances, subnets)
+	}
+	for _, g := range s.d.SecurityGroupsByVPC.Get(v.ID) {
+		s.d.SecurityGroups.Delete(tx, g)
 	}
 	s.d.VPCs.Delete(tx, v)
 	return api.Reply{Status: http.StatusNoContent}, t, nil
@@ -129,19 +135,11 @@ func (s *service) routingTableRef(v *vpc.VPC) reference {
 	}
 }
 
-func (s *service) securityGroupRef(v *vpc.VPC) reference {
-	id := v.SecurityGroup.ID
-	return reference{
-		CRN:  s.crn(nounSecurityGroup, s.region.Name, v.AccountID, id),
-		Href: s.href("security_groups", id), ID: id, Name: v.SecurityGroup.Name,
-	}
-}
-
 func (s *service) vpcShape(v *vpc.VPC) vpcShape {
 	ref := s.vpcRef(v)
 	return vpcShape{
 		CreatedAt: stamp(v.CreatedAt), CRN: ref.CRN, CSESourceIPs: []any{},
-		DefaultNetworkACL: s.aclRef(v), DefaultRoutingTable: s.routingTableRef(v), DefaultSecurityGroup: s.securityGroupRef(v),
+		DefaultNetworkACL: s.aclRef(v), DefaultRoutingTable: s.routingTableRef(v), DefaultSecurityGroup: s.securityGroupRef(s.defaultGroup(v)),
 		DNS:           dnsShape{Resolver: dnsResolver{Configuration: "default", Servers: []any{}, Type: "system"}},
 		HealthReasons: []any{}, HealthState: "ok", Href: ref.Href, ID: v.ID, Name: v.Name,
 		PublicAddressRanges: []any{}, ResourceGroup: s.groupRef(v.ResourceGroupID),
@@ -169,51 +167,7 @@ func (s *service) listPrefixes(c *api.Call, v *vpc.VPC) (api.Reply, error) {
 		}
 		rows = append(rows, row{created: v.CreatedAt, id: z.Name, body: func() any { return shape }})
 	}
-	return s.page(c, "address_prefixes", nil, rows, func(map[string]string) bool { return true })
-}
-
-// The only security groups are the default ones of the VPCs. They have no
-// rules: traffic is not filtered yet.
-
-func (s *service) securityGroupAttributes(c *api.Call, v *vpc.VPC) map[string]string {
-	return s.attributes(c, nounSecurityGroup, v.SecurityGroup.ID, v.ResourceGroupID)
-}
-
-func (s *service) securityGroupRows(c *api.Call) []row {
-	var rows []row
-	for _, v := range s.d.VPCsByAccount.Get(c.Account()) {
-		rows = append(rows, row{
-			resource: s.securityGroupAttributes(c, v), created: v.CreatedAt, id: v.SecurityGroup.ID,
-			filters: s.vpcFilters(map[string]string{"resource_group.id": v.ResourceGroupID}, v),
-			body:    func() any { return s.securityGroupShape(v) },
-		})
-	}
-	return rows
-}
-
-func (s *service) loadSecurityGroup(c *api.Call) (*vpc.VPC, api.Target, error) {
-	id := c.R.PathValue("id")
-	for _, v := range s.d.VPCsByAccount.Get(c.Account()) {
-		if v.SecurityGroup.ID == id {
-			ref := s.securityGroupRef(v)
-			return v, api.Target{Resource: s.securityGroupAttributes(c, v), CRN: ref.CRN, Name: ref.Name, TypeURI: nounSecurityGroup.typeURI()}, nil
-		}
-	}
-	return nil, api.Target{}, api.NotFound("security group", id).OnParameter("id", id)
-}
-
-func (s *service) securityGroupShape(v *vpc.VPC) securityGroupShape {
-	ref := s.securityGroupRef(v)
-	members := []groupMember{}
-	for _, i := range s.d.InstancesByVPC.Get(v.ID) {
-		for _, nic := range i.Interfaces {
-			members = append(members, groupMember{s.interfaceHref(i, &nic), nic.ID, nic.Name, nicType})
-		}
-	}
-	return securityGroupShape{
-		CreatedAt: stamp(v.CreatedAt), CRN: ref.CRN, Href: ref.Href, ID: ref.ID, Name: ref.Name,
-		ResourceGroup: s.groupRef(v.ResourceGroupID), Rules: []any{}, Targets: members, VPC: s.vpcRef(v),
-	}
+	return s.pageAt(c, s.href("vpcs", v.ID, "address_prefixes"), "address_prefixes", nil, rows, everything)
 }
 
 type subnetBody struct {
@@ -270,7 +224,7 @@ func (s *service) newSubnet(c *api.Call, b *subnetBody, groupID string) (*vpc.Su
 	if r := b.RoutingTable; r != nil && r.ID != v.RoutingTable.ID && r.CRN != s.routingTableRef(v).CRN && r.Href != s.routingTableRef(v).Href {
 		return nil, api.NotFound("routing table", r.ID).On("routing_table")
 	}
-	zone, cidr, err := s.place(b, v)
+	zone, cidr, err := s.rangeFor(b, v)
 	if err != nil {
 		return nil, err
 	}
@@ -280,9 +234,9 @@ func (s *service) newSubnet(c *api.Call, b *subnetBody, groupID string) (*vpc.Su
 	}, nil
 }
 
-// place finds the range of a new subnet: inside the block that its zone has in
+// rangeFor finds the range of a new subnet: inside the block that its zone has in
 // the VPC, overlapping no other subnet of the VPC (section 3.6).
-func (s *service) place(b *subnetBody, v *vpc.VPC) (vpc.Zone, netip.Prefix, error) {
+func (s *service) rangeFor(b *subnetBody, v *vpc.VPC) (vpc.Zone, netip.Prefix, error) {
 	fail := func(err error) (vpc.Zone, netip.Prefix, error) { return vpc.Zone{}, netip.Prefix{}, err }
 	var taken []netip.Prefix
 	for _, other := range s.d.SubnetsByVPC.Get(v.ID) {
@@ -371,12 +325,8 @@ func (s *service) deleteSubnet(c *api.Call, tx *directory.Tx, _ *api.None, n *vp
 // takenAddresses returns the addresses of all interfaces in a subnet.
 func (s *service) takenAddresses(subnetID string) map[netip.Addr]bool {
 	taken := map[netip.Addr]bool{}
-	for _, i := range s.d.InstancesBySubnet.Get(subnetID) {
-		for _, nic := range i.Interfaces {
-			if nic.SubnetID == subnetID {
-				taken[nic.Address] = true
-			}
-		}
+	for _, on := range s.inSubnet(subnetID) {
+		taken[on.nic.Address] = true
 	}
 	return taken
 }

@@ -149,12 +149,11 @@ func TestRulesOfANewInstance(t *testing.T) {
 		{nic(object{"primary_ip": object{"address": "192.168.0.1"}}), 400, "bad_field"},
 		{nic(object{"primary_ip": object{"address": "10.240.128.4"}}), 409, "validation_unique_failed"},
 		{nic(object{"security_groups": []any{object{"id": "r006-none"}}}), 404, "not_found"},
-		{object{"metadata_service": object{"protocol": "https"}}, 400, "bad_field"},
 		{object{"metadata_service": object{"protocol": "gopher"}}, 400, "validation_enum"},
 		{object{"metadata_service": object{"response_hop_limit": 0}}, 400, "bad_field"},
 		{object{"metadata_service": object{"response_hop_limit": 65}}, 400, "bad_field"},
 		{object{"user_data": strings.Repeat("x", 64<<10+1)}, 400, "bad_field"},
-		{object{"primary_network_attachment": object{"virtual_network_interface": object{}}}, 400, "bad_field"},
+		{object{"primary_network_attachment": object{"virtual_network_interface": object{"subnet": object{"id": subnetID}}}}, 400, "bad_field"},
 		{object{"enable_secure_boot": true}, 400, "bad_field"},
 		{object{"confidential_compute_mode": "tdx"}, 400, "bad_field"},
 	} {
@@ -511,8 +510,14 @@ func TestAPatchChangesWhatItNamesAndHonorsIfMatch(t *testing.T) {
 		t.Errorf("stored: %+v", i.Metadata)
 	}
 	wantError(t, patch(object{"name": "other"}, ""), 409, "instance_name_exists")
-	wantError(t, patch(object{"metadata_service": object{"protocol": "https"}}, ""), 400, "bad_field")
-	wantError(t, patch(object{"profile": object{"name": "bx2-4x16"}}, ""), 400, "bad_field")
+	patch(object{"metadata_service": object{"protocol": "https"}}, "").Want(200)
+	wantError(t, patch(object{"metadata_service": object{"protocol": "ftp"}}, ""), 400, "validation_enum")
+	wantError(t, patch(object{"profile": object{"name": "bx2-4x16"}}, ""), 409, "invalid_state")
+	wantError(t, patch(object{"profile": object{"name": "none"}}, ""), 404, "not_found")
+	w.setStatus(id, vpc.Stopped)
+	if got := patch(object{"profile": object{"name": "bx2-4x16"}}, "").Want(200); text(got, "profile", "name") != "bx2-4x16" || at(got, "vcpu", "count") != 4.0 {
+		t.Errorf("resized: %v %v", got["profile"], got["vcpu"])
+	}
 	wantError(t, patch(object{"enable_secure_boot": true}, ""), 400, "bad_field")
 }
 
@@ -534,7 +539,7 @@ func TestTheWayIntoAnInstanceIsForConsoleAdministratorsAndIsRecorded(t *testing.
 	}
 
 	bare := apitest.New(t)
-	vpcapi.Register(bare.Mux, bare.Config, vpcapi.Options{HostID: "host-1"})
+	vpcapi.Register(bare.Mux, bare.Config, vpcapi.Options{})
 	alone := &world{Env: bare, t: t, d: bare.Config.Directory}
 	_, subnetID = alone.network(8)
 	id = text(alone.post("/instances", instanceIn(subnetID, nil)), "id")

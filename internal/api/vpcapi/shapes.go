@@ -130,16 +130,48 @@ type securityGroupShape struct {
 	ID            string        `json:"id"`
 	Name          string        `json:"name"`
 	ResourceGroup groupRef      `json:"resource_group"`
-	Rules         []any         `json:"rules"`
-	Targets       []groupMember `json:"targets"`
+	Rules         []ruleShape   `json:"rules"`
+	Targets       []memberShape `json:"targets"`
 	VPC           reference     `json:"vpc"`
 }
 
-type groupMember struct {
-	Href         string `json:"href"`
-	ID           string `json:"id"`
-	Name         string `json:"name"`
-	ResourceType string `json:"resource_type"`
+// memberShape is a member of a security group: a network interface, or a
+// virtual one, which says more.
+type memberShape struct {
+	CRN          string      `json:"crn,omitempty"`
+	Href         string      `json:"href"`
+	ID           string      `json:"id"`
+	Name         string      `json:"name"`
+	PrimaryIP    *reservedIP `json:"primary_ip,omitempty"`
+	ResourceType string      `json:"resource_type"`
+	Subnet       *reference  `json:"subnet,omitempty"`
+}
+
+type ruleShape struct {
+	Code         *int     `json:"code,omitempty"`
+	Direction    string   `json:"direction"`
+	Href         string   `json:"href"`
+	ID           string   `json:"id"`
+	IPVersion    string   `json:"ip_version"`
+	Local        endShape `json:"local"`
+	Name         string   `json:"name"`
+	PortMax      int      `json:"port_max,omitempty"`
+	PortMin      int      `json:"port_min,omitempty"`
+	Protocol     string   `json:"protocol"`
+	Remote       endShape `json:"remote"`
+	ResourceType string   `json:"resource_type"`
+	Type         *int     `json:"type,omitempty"`
+}
+
+// endShape is one end of a rule's packets: an address, a range, or a security
+// group.
+type endShape struct {
+	Address   string `json:"address,omitempty"`
+	CIDRBlock string `json:"cidr_block,omitempty"`
+	CRN       string `json:"crn,omitempty"`
+	Href      string `json:"href,omitempty"`
+	ID        string `json:"id,omitempty"`
+	Name      string `json:"name,omitempty"`
 }
 
 type subnetShape struct {
@@ -184,23 +216,33 @@ type keyRef struct {
 }
 
 type imageShape struct {
-	AllowedUse             allowedUse  `json:"allowed_use"`
-	CatalogOffering        offering    `json:"catalog_offering"`
-	CreatedAt              string      `json:"created_at"`
-	CRN                    string      `json:"crn"`
-	Encryption             string      `json:"encryption"`
-	File                   struct{}    `json:"file"`
-	Href                   string      `json:"href"`
-	ID                     string      `json:"id"`
-	MinimumProvisionedSize int         `json:"minimum_provisioned_size"` // GB
-	Name                   string      `json:"name"`
-	OperatingSystem        systemShape `json:"operating_system"`
-	ResourceGroup          groupRef    `json:"resource_group"`
-	ResourceType           string      `json:"resource_type"`
-	Status                 string      `json:"status"`
-	StatusReasons          []any       `json:"status_reasons"`
-	UserDataFormat         string      `json:"user_data_format"`
-	Visibility             string      `json:"visibility"`
+	AllowedUse             allowedUse     `json:"allowed_use"`
+	CatalogOffering        offering       `json:"catalog_offering"`
+	CreatedAt              string         `json:"created_at"`
+	CRN                    string         `json:"crn"`
+	Encryption             string         `json:"encryption"`
+	File                   fileShape      `json:"file"`
+	Href                   string         `json:"href"`
+	ID                     string         `json:"id"`
+	MinimumProvisionedSize int            `json:"minimum_provisioned_size"` // GB
+	Name                   string         `json:"name"`
+	OperatingSystem        systemShape    `json:"operating_system"`
+	ResourceGroup          groupRef       `json:"resource_group"`
+	ResourceType           string         `json:"resource_type"`
+	Status                 string         `json:"status"`
+	StatusReasons          []statusReason `json:"status_reasons"`
+	UserDataFormat         string         `json:"user_data_format"`
+	Visibility             string         `json:"visibility"`
+}
+
+// fileShape is the file of an image; the stock image has none.
+type fileShape struct {
+	Checksums *checksums `json:"checksums,omitempty"`
+	Size      int        `json:"size,omitempty"` // GB, rounded up
+}
+
+type checksums struct {
+	SHA256 string `json:"sha256"`
 }
 
 // allowedUse holds expressions of IBM's own language; true and false are some.
@@ -301,13 +343,16 @@ type floatingIPShape struct {
 	Zone          zoneRef      `json:"zone"`
 }
 
-// boundTarget is the interface that a floating IP is bound to.
+// boundTarget is the interface that a floating IP is bound to; a virtual one has
+// a CRN and says its subnet.
 type boundTarget struct {
+	CRN          string     `json:"crn,omitempty"`
 	Href         string     `json:"href"`
 	ID           string     `json:"id"`
 	Name         string     `json:"name"`
 	PrimaryIP    reservedIP `json:"primary_ip"`
 	ResourceType string     `json:"resource_type"`
+	Subnet       *reference `json:"subnet,omitempty"`
 }
 
 type reservedIP struct {
@@ -353,6 +398,125 @@ type interfaceRef struct {
 	Subnet       reference  `json:"subnet"`
 }
 
+// attachmentRef is how an instance mentions its network attachments.
+type attachmentRef struct {
+	Href                    string     `json:"href"`
+	ID                      string     `json:"id"`
+	Name                    string     `json:"name"`
+	PrimaryIP               reservedIP `json:"primary_ip"`
+	ResourceType            string     `json:"resource_type"`
+	Subnet                  reference  `json:"subnet"`
+	VirtualNetworkInterface reference  `json:"virtual_network_interface"`
+}
+
+type attachmentShape struct {
+	attachmentRef
+	CreatedAt      string `json:"created_at"`
+	LifecycleState string `json:"lifecycle_state"`
+	PortSpeed      int    `json:"port_speed"`
+	Type           string `json:"type"`
+}
+
+type virtualShape struct {
+	AllowIPSpoofing            bool         `json:"allow_ip_spoofing"`
+	AutoDelete                 bool         `json:"auto_delete"`
+	CreatedAt                  string       `json:"created_at"`
+	CRN                        string       `json:"crn"`
+	EnableInfrastructureNAT    bool         `json:"enable_infrastructure_nat"`
+	Href                       string       `json:"href"`
+	ID                         string       `json:"id"`
+	IPs                        []reservedIP `json:"ips"`
+	LifecycleState             string       `json:"lifecycle_state"`
+	MACAddress                 string       `json:"mac_address"`
+	Name                       string       `json:"name"`
+	PrimaryIP                  reservedIP   `json:"primary_ip"`
+	ProtocolStateFilteringMode string       `json:"protocol_state_filtering_mode"`
+	ResourceGroup              groupRef     `json:"resource_group"`
+	ResourceType               string       `json:"resource_type"`
+	SecurityGroups             []reference  `json:"security_groups"`
+	Subnet                     reference    `json:"subnet"`
+	Target                     memberShape  `json:"target"`
+	VPC                        reference    `json:"vpc"`
+	Zone                       zoneRef      `json:"zone"`
+}
+
+// reservedShape is a reserved IP in its subnet.
+type reservedShape struct {
+	reservedIP
+	AutoDelete     bool        `json:"auto_delete"`
+	CreatedAt      string      `json:"created_at"`
+	LifecycleState string      `json:"lifecycle_state"`
+	Owner          string      `json:"owner"`
+	Target         memberShape `json:"target"`
+}
+
+type volumeProfileRef struct {
+	Href string `json:"href"`
+	Name string `json:"name"`
+}
+
+type volumeShape struct {
+	Active                   bool             `json:"active"`
+	AdjustableCapacityStates []string         `json:"adjustable_capacity_states"`
+	AdjustableIOPSStates     []string         `json:"adjustable_iops_states"`
+	AttachmentState          string           `json:"attachment_state"`
+	Bandwidth                int              `json:"bandwidth"` // Mbps
+	Busy                     bool             `json:"busy"`
+	Capacity                 int              `json:"capacity"` // GB
+	CreatedAt                string           `json:"created_at"`
+	CRN                      string           `json:"crn"`
+	Encryption               string           `json:"encryption"`
+	HealthReasons            []any            `json:"health_reasons"`
+	HealthState              string           `json:"health_state"`
+	Href                     string           `json:"href"`
+	ID                       string           `json:"id"`
+	IOPS                     int              `json:"iops"`
+	Name                     string           `json:"name"`
+	OperatingSystem          *systemShape     `json:"operating_system,omitempty"`
+	Profile                  volumeProfileRef `json:"profile"`
+	ResourceGroup            groupRef         `json:"resource_group"`
+	ResourceType             string           `json:"resource_type"`
+	SourceImage              *reference       `json:"source_image,omitempty"`
+	Status                   string           `json:"status"`
+	StatusReasons            []any            `json:"status_reasons"`
+	StorageGeneration        int              `json:"storage_generation"`
+	UserTags                 []string         `json:"user_tags"`
+	VolumeAttachments        []volumeUseShape `json:"volume_attachments"`
+	Zone                     zoneRef          `json:"zone"`
+}
+
+// volumeUseShape is how a volume mentions its attachment to an instance.
+type volumeUseShape struct {
+	DeleteVolumeOnInstanceDelete bool        `json:"delete_volume_on_instance_delete"`
+	Device                       deviceShape `json:"device"`
+	Href                         string      `json:"href"`
+	ID                           string      `json:"id"`
+	Instance                     reference   `json:"instance"`
+	Name                         string      `json:"name"`
+	Type                         string      `json:"type"`
+}
+
+type sizeRange struct {
+	Default int    `json:"default"`
+	Max     int    `json:"max"`
+	Min     int    `json:"min"`
+	Step    int    `json:"step"`
+	Type    string `json:"type"`
+}
+
+type volumeProfileShape struct {
+	AdjustableCapacityStates terms      `json:"adjustable_capacity_states"`
+	AdjustableIOPSStates     terms      `json:"adjustable_iops_states"`
+	Bandwidth                fixedValue `json:"bandwidth"`
+	BootCapacity             sizeRange  `json:"boot_capacity"`
+	Capacity                 sizeRange  `json:"capacity"`
+	Family                   string     `json:"family"`
+	Href                     string     `json:"href"`
+	IOPS                     typed      `json:"iops"`
+	Name                     string     `json:"name"`
+	StorageGeneration        fixedValue `json:"storage_generation"`
+}
+
 type volumeAttachmentRef struct {
 	Device deviceShape `json:"device"`
 	Href   string      `json:"href"`
@@ -382,7 +546,7 @@ type instanceShape struct {
 	Availability              availabilityShape     `json:"availability"`
 	AvailabilityPolicy        availabilityPolicy    `json:"availability_policy"`
 	Bandwidth                 int                   `json:"bandwidth"`
-	BootVolumeAttachment      volumeAttachmentRef   `json:"boot_volume_attachment"`
+	BootVolumeAttachment      *volumeAttachmentRef  `json:"boot_volume_attachment,omitempty"` // only missing where somebody else made the machine
 	ClusterNetworkAttachments []any                 `json:"cluster_network_attachments"`
 	ConfidentialComputeMode   string                `json:"confidential_compute_mode"`
 	CreatedAt                 string                `json:"created_at"`
@@ -399,8 +563,9 @@ type instanceShape struct {
 	Memory                    int                   `json:"memory"` // GiB
 	MetadataService           metadataShape         `json:"metadata_service"`
 	Name                      string                `json:"name"`
-	NetworkAttachments        []any                 `json:"network_attachments"`
+	NetworkAttachments        []attachmentRef       `json:"network_attachments"`
 	NetworkInterfaces         []interfaceRef        `json:"network_interfaces"`
+	PrimaryNetworkAttachment  *attachmentRef        `json:"primary_network_attachment,omitempty"`
 	PrimaryNetworkInterface   interfaceRef          `json:"primary_network_interface"`
 	Profile                   profileRef            `json:"profile"`
 	ReservationAffinity       reservationAffinity   `json:"reservation_affinity"`

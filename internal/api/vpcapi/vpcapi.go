@@ -21,8 +21,14 @@ import (
 
 // Options are what the family needs beyond the configuration of all families.
 type Options struct {
-	// HostID is the host on which new instances are placed.
-	HostID string
+	// Place returns the id of the host that is to run a new instance in a zone.
+	// An empty one means that there is none now and says why; the instance then
+	// waits for one. Nil places nothing.
+	Place func(zone string, p vpc.InstanceProfile, image vpc.Image) (hostID, reason string)
+
+	// Images keeps the files of registered images. Nil means that no image can
+	// be registered.
+	Images *Images
 
 	// LocalAccess returns how to enter a running instance of a local driver.
 	// It is encoded as JSON. False means that the instance has no such way in.
@@ -41,12 +47,14 @@ type service struct {
 	sshKeys     kind[vpc.Key]
 	instances   kind[vpc.Instance]
 	floatingIPs kind[vpc.FloatingIP]
+	groups      kind[vpc.SecurityGroup]
+	images      kind[vpc.Image]
 }
 
 // roots are the first path segments after /v1 that belong to this family.
 var roots = []string{
 	"regions", "vpcs", "subnets", "keys", "images", "operating_systems",
-	"instance", "instances", "floating_ips", "security_groups",
+	"instance", "instances", "floating_ips", "security_groups", "volume", "volumes", "virtual_network_interfaces",
 }
 
 // Register adds the family's routes. It panics when the configured region is
@@ -64,10 +72,14 @@ func Register(mux *http.ServeMux, cfg *api.Config, opts Options) {
 	s.kinds()
 	s.catalogRoutes()
 	s.networkRoutes()
+	s.securityGroupRoutes()
 	s.keyRoutes()
 	s.floatingIPRoutes()
 	s.instanceRoutes()
 	s.interfaceRoutes()
+	s.virtualRoutes()
+	s.volumeRoutes()
+	s.imageRoutes()
 	for _, root := range roots {
 		mux.Handle("/v1/"+root, s.checked(routes))
 		mux.Handle("/v1/"+root+"/", s.checked(routes))
@@ -173,8 +185,11 @@ func shape(c *api.Call, f *fault.Error) (int, any) {
 		item.Target = &errorTarget{Name: f.Target.Name, Type: f.Target.Type, Value: f.Target.Value}
 	}
 	status := grant.StatusOf(f.Kind)
-	if staleTag(f) {
+	switch {
+	case staleTag(f):
 		status = http.StatusPreconditionFailed
+	case f.Code == insufficientStorage:
+		status = http.StatusInsufficientStorage
 	}
 	return status, errorBody{Errors: []errorItem{item}, Trace: api.TransactionID(c.R.Context())}
 }
@@ -186,6 +201,9 @@ func staleTag(f *fault.Error) bool { return f.Kind == fault.Stale && f.Target.Ty
 // code returns the code of section 3.7 for a fault of this family or of what
 // all families share.
 func code(f *fault.Error) string {
+	if f.Code == insufficientStorage {
+		return f.Code
+	}
 	switch f.Kind {
 	case fault.Internal:
 		return "internal_error"

@@ -42,7 +42,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{Env: apitest.New(t), t: t}
 	w.d = w.Config.Directory
 	vpcapi.Register(w.Mux, w.Config, vpcapi.Options{
-		HostID:      "host-1",
+		Place:       func(string, vpc.InstanceProfile, vpc.Image) (string, string) { return "host-1", "" },
 		LocalAccess: func(id string) (any, bool) { return object{"driver": "local", "namespace": id}, true },
 	})
 	return w

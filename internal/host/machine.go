@@ -50,13 +50,18 @@ func firewall(p *vpc.Placement, nic *vpc.Interface) Firewall {
 			if r.Direction == vpc.Outbound {
 				side = &f.Outbound
 			}
-			if r.RemoteGroup == "" {
-				*side = append(*side, pass(r, r.Remote))
-				continue
+			remotes := []netip.Prefix{r.Remote}
+			if r.RemoteGroup != "" {
+				remotes = remotes[:0]
+				for _, a := range p.Members[r.RemoteGroup] {
+					if a != nic.Address {
+						remotes = append(remotes, netip.PrefixFrom(a, a.BitLen()))
+					}
+				}
 			}
-			for _, a := range p.Members[r.RemoteGroup] {
-				if a != nic.Address {
-					*side = append(*side, pass(r, netip.PrefixFrom(a, a.BitLen())))
+			for _, remote := range remotes {
+				for _, protocol := range r.Protocols() {
+					*side = append(*side, pass(r, protocol, remote))
 				}
 			}
 		}
@@ -64,9 +69,9 @@ func firewall(p *vpc.Placement, nic *vpc.Interface) Firewall {
 	return f
 }
 
-func pass(r vpc.SecurityGroupRule, remote netip.Prefix) Pass {
-	p := Pass{Protocol: r.Protocol, Remote: remote, ICMPType: -1, ICMPCode: -1}
-	if r.Protocol == vpc.ProtocolTCP || r.Protocol == vpc.ProtocolUDP {
+func pass(r vpc.SecurityGroupRule, protocol string, remote netip.Prefix) Pass {
+	p := Pass{Protocol: protocol, Remote: remote, ICMPType: -1, ICMPCode: -1}
+	if protocol == vpc.ProtocolTCP || protocol == vpc.ProtocolUDP {
 		p.Ports = [2]uint16{1, 65535}
 		if r.PortMin > 0 {
 			p.Ports = [2]uint16{uint16(r.PortMin), uint16(r.PortMax)}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"tabard.dev/tabard/internal/host"
 	"tabard.dev/tabard/internal/host/local"
 	"tabard.dev/tabard/internal/host/netns"
+	"tabard.dev/tabard/internal/host/network"
 )
 
 // newDriver returns the driver that runs instances on this machine: network
@@ -22,7 +24,7 @@ func newDriver(name, tag string, log *slog.Logger) (host.Driver, error) {
 	}
 	switch name {
 	case DriverNetns:
-		d, err := netns.New(netns.Config{State: tag, Log: log})
+		d, err := newNetns(tag, log)
 		if err != nil {
 			return nil, fmt.Errorf("network namespaces for instances: %w (or choose --driver local)", err)
 		}
@@ -32,3 +34,24 @@ func newDriver(name, tag string, log *slog.Logger) (host.Driver, error) {
 	}
 	return nil, nil
 }
+
+// newNetns returns the driver of network namespaces. They end with the server.
+func newNetns(tag string, log *slog.Logger) (host.Driver, error) {
+	n, err := network.New(network.Config{State: tag, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	d, err := netns.New(netns.Config{Network: n, Log: log})
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return joined{d, n}, nil
+}
+
+// joined closes a driver's network after it.
+type joined struct {
+	host.Driver
+	network *network.Network
+}
+
+func (o joined) Close() error { return errors.Join(o.Driver.Close(), o.network.Close()) }

@@ -23,6 +23,7 @@ import (
 
 	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/api"
+	"tabard.dev/tabard/internal/api/vpcapi"
 	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/bootstrap"
 	"tabard.dev/tabard/internal/cluster"
@@ -35,6 +36,7 @@ import (
 	"tabard.dev/tabard/internal/placement"
 	"tabard.dev/tabard/internal/retention"
 	"tabard.dev/tabard/internal/store"
+	"tabard.dev/tabard/internal/store/blob"
 	"tabard.dev/tabard/internal/store/datadir"
 	"tabard.dev/tabard/internal/store/sqlite"
 	"tabard.dev/tabard/internal/token"
@@ -51,6 +53,8 @@ type Server struct {
 	hostKeys   *token.KeyRing
 	host       *host.Controller // nil without a driver
 	scheduler  *placement.Scheduler
+	disks      *blob.Store
+	images     *vpcapi.Images
 	stopping   chan struct{} // closed when streams are to end
 	mux        *http.ServeMux
 	listeners  []net.Listener
@@ -155,6 +159,10 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Directory: s.directory, IAM: grants, Tokens: instances, Signer: s.hostKeys, Journal: s.journal,
 		Names: names, Region: cfg.Region, Now: cfg.Now, Log: cfg.Log,
 	})
+	if s.disks, err = blob.Open(filepath.Join(cfg.DataDir, "images")); err != nil {
+		return nil, err
+	}
+	s.images = vpcapi.NewImages(vpcapi.ImagesConfig{Directory: s.directory, Blobs: s.disks, Log: cfg.Log, OperatorAccount: operator})
 	s.scheduler = &placement.Scheduler{Directory: s.directory, Now: cfg.Now, Log: cfg.Log}
 	s.openHost(driver, meta)
 	s.mux = s.routes(routesConfig{
@@ -415,7 +423,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	workers, background := errgroup.WithContext(background)
-	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run} {
+	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run} {
 		workers.Go(func() error { run(background); return nil })
 	}
 	if s.host != nil {

@@ -1,7 +1,6 @@
 package vpc
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -110,18 +109,4 @@ func (nic *Interface) GroupIDs(v *VPC) []string {
 		return nic.SecurityGroupIDs
 	}
 	return []string{v.SecurityGroup.ID}
-}
-
-// DefaultGroup is the default security group of a VPC that has never been
-// changed. Its rules' ids follow from its own.
-func DefaultGroup(v *VPC) *SecurityGroup {
-	n := 0
-	return &SecurityGroup{
-		Meta: v.Meta, ID: v.SecurityGroup.ID, AccountID: v.AccountID, VPCID: v.ID, Name: v.SecurityGroup.Name,
-		ResourceGroupID: v.ResourceGroupID,
-		Rules: DefaultRules(v.SecurityGroup.ID, func() string {
-			n++
-			return fmt.Sprintf("%s-rule-%d", v.SecurityGroup.ID, n)
-		}),
-	}
 }

@@ -1,12 +1,12 @@
 package hosts
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -320,7 +320,7 @@ func (h *handler) machinesFound(c *api.Call, x *cluster.Host) (api.Reply, error)
 // Images are the disks of registered images.
 type Images interface {
 	// Open returns the disk of an image from its beginning.
-	Open(ctx context.Context, id string) (io.ReadCloser, error)
+	Open(id string) (*os.File, error)
 }
 
 // imageTimeout bounds the download of one image.
@@ -334,7 +334,7 @@ func (h *handler) image(c *api.Call, x *cluster.Host) (api.Reply, error) {
 	if !needed || h.opts.Images == nil {
 		return api.Reply{}, api.NotFound("image", id).OnParameter("id", id)
 	}
-	disk, err := h.opts.Images.Open(c.R.Context(), id)
+	disk, err := h.opts.Images.Open(id)
 	if err != nil {
 		return api.Reply{}, err
 	}

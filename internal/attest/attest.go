@@ -22,7 +22,7 @@ type Reason string
 const (
 	Malformed       Reason = "malformed"
 	UnknownIssuer   Reason = "unknown-issuer"
-	Revoked         Reason = "revoked" // by a host that is not to sign any more
+	Revoked         Reason = "revoked"          // by a host that is not to sign any more
 	KeysUnavailable Reason = "keys-unavailable" // our side is broken, not the token
 	BadSignature    Reason = "bad-signature"
 	WrongAudience   Reason = "wrong-audience"

@@ -22,6 +22,7 @@ type Reason string
 const (
 	Malformed       Reason = "malformed"
 	UnknownIssuer   Reason = "unknown-issuer"
+	Revoked         Reason = "revoked"          // by a host that is not to sign any more
 	KeysUnavailable Reason = "keys-unavailable" // our side is broken, not the token
 	BadSignature    Reason = "bad-signature"
 	WrongAudience   Reason = "wrong-audience"
@@ -32,10 +33,11 @@ const (
 )
 
 // Names of the checks, in their order. Every trace of a compute resource token
-// has all of them.
+// has all of its kind's.
 const (
 	CheckForm      = "token-form"
 	CheckIssuer    = "token-issuer"
+	CheckHost      = "token-host" // of identity tokens only
 	CheckSignature = "token-signature"
 	CheckAudience  = "token-audience"
 	CheckTime      = "token-time"

@@ -13,7 +13,8 @@ var (
 	kubernetesChecks = []string{
 		attest.CheckForm, attest.CheckIssuer, attest.CheckSignature, attest.CheckAudience, attest.CheckTime, attest.CheckClaims,
 	}
-	instanceChecks = append(slices.Clone(kubernetesChecks), attest.CheckPlacement)
+	ownChecks      = append(slices.Clone(kubernetesChecks), attest.CheckPlacement)
+	instanceChecks = slices.Insert(slices.Clone(ownChecks), 2, attest.CheckHost)
 )
 
 // wantTrace demands every check in its order: those before failed passed, those

@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"encoding/json"
@@ -145,6 +146,14 @@ func TestEachFaultOfAnIdentityTokenHasItsReason(t *testing.T) {
 	malformed, unknown := refusal{attest.Malformed, attest.CheckForm}, refusal{attest.UnknownIssuer, attest.CheckIssuer}
 	signature, audience := refusal{attest.BadSignature, attest.CheckSignature}, refusal{attest.WrongAudience, attest.CheckAudience}
 	expired, badTime := refusal{attest.Expired, attest.CheckTime}, refusal{attest.BadTime, attest.CheckTime}
+	revoked := refusal{attest.Revoked, attest.CheckHost}
+	s.hosts["k4"] = &cluster.Host{ID: "h4", Name: "host-4", Revoked: true, JWKS: jwttest.Set(t, jwttest.JWK(attacker.Public(), "k4", "ES256"))}
+	s.hosts["k5"] = &cluster.Host{ID: "h1", Name: "host-1", JWKS: jwttest.Set(t,
+		jwttest.JWK(attacker.Public(), "k5", "ES256"), jwttest.JWK(s.keys["k1"].Public(), "k5", "ES256"))}
+	encryption := jwttest.JWK(s.keys["k1"].Public(), "k6", "ES256")
+	encryption.Use = "enc"
+	s.hosts["k6"] = &cluster.Host{ID: "h1", Name: "host-1", JWKS: jwttest.Set(t, encryption)}
+	s.hosts["k7"] = &cluster.Host{ID: "h1", Name: "host-1", JWKS: jwttest.Set(t, jwttest.JWK(s.keys["k1"].Public(), "k7", "RS256"))}
 	claims, misplaced := refusal{attest.BadClaims, attest.CheckClaims}, refusal{attest.Misplaced, attest.CheckPlacement}
 
 	for _, tt := range []struct {
@@ -159,6 +168,13 @@ func TestEachFaultOfAnIdentityTokenHasItsReason(t *testing.T) {
 		{"a key of no host", jwttest.ES256(t, attacker, "k3", s.claims(nil), ""), unknown},
 		{"no key id", jwttest.Sign(t, `{"alg":"ES256"}`, s.claims(nil), s.keys["k1"], 256), unknown},
 
+		{"the key of a revoked host", jwttest.ES256(t, attacker, "k4", s.claims(nil), ""), revoked},
+		{"anything under the key id of a revoked host", jwttest.ES256(t, s.keys["k1"], "k4", s.claims(nil), ""), revoked},
+
+		{"one of two keys with one id", jwttest.ES256(t, attacker, "k5", s.claims(nil), ""), signature},
+		{"the other of two keys with one id", jwttest.ES256(t, s.keys["k1"], "k5", s.claims(nil), ""), signature},
+		{"a key that is not for signing", jwttest.ES256(t, s.keys["k1"], "k6", s.claims(nil), ""), signature},
+		{"a key of another algorithm", jwttest.ES256(t, s.keys["k1"], "k7", s.claims(nil), ""), signature},
 		{"an attacker's key under the host's key id", jwttest.ES256(t, attacker, "k1", s.claims(nil), ""), signature},
 		{"another host's key under the host's key id", jwttest.ES256(t, s.keys["k2"], "k1", s.claims(nil), ""), signature},
 		{"an RSA header", jwttest.Sign(t, `{"alg":"RS256","kid":"k1"}`, s.claims(nil), jwttest.RSA(t), 256), signature},
@@ -198,6 +214,47 @@ func TestEachFaultOfAnIdentityTokenHasItsReason(t *testing.T) {
 			wantRefusal(t, err, tt.want.reason, instanceChecks, tt.want.check)
 		})
 	}
+}
+
+func TestAHostThatIsRevokedVouchesForNothingFromThenOn(t *testing.T) {
+	s := newServer(t)
+	raw := s.token(t, "k1", nil)
+	if _, _, err := s.Verify(raw); err != nil {
+		t.Fatal(err)
+	}
+	s.hosts["k1"].Revoked = true
+	_, _, err := s.Verify(raw)
+	wantRefusal(t, err, attest.Revoked, instanceChecks, attest.CheckHost)
+	if _, _, err := s.Verify(s.token(t, "k2", object{"iaas": s.iaas("i2", nil)})); err != nil {
+		t.Errorf("the other host: %v", err)
+	}
+	s.hosts["k1"].Revoked = false
+	if _, _, err := s.Verify(raw); err != nil {
+		t.Errorf("after it has joined again: %v", err)
+	}
+}
+
+func TestAHostsOldKeyStopsCountingWhenItIsReplaced(t *testing.T) {
+	s := newServer(t)
+	raw := s.token(t, "k1", nil)
+	if _, _, err := s.Verify(raw); err != nil {
+		t.Fatal(err)
+	}
+	next := jwttest.Key(t, elliptic.P256())
+	s.hosts["k1"].JWKS = jwttest.Set(t, jwttest.JWK(next.Public(), "k1", "ES256"))
+	_, _, err := s.Verify(raw)
+	wantRefusal(t, err, attest.BadSignature, instanceChecks, attest.CheckSignature)
+	s.keys["k1"] = next
+	if _, _, err := s.Verify(s.token(t, "k1", nil)); err != nil {
+		t.Errorf("the new key: %v", err)
+	}
+}
+
+func TestAnInstanceWithABrokenRecordIsNoEvidence(t *testing.T) {
+	s := newServer(t)
+	s.instances["i1"].CRN = "not a crn"
+	_, _, err := s.Verify(s.token(t, "k1", nil))
+	wantRefusal(t, err, attest.BadClaims, instanceChecks, attest.CheckClaims)
 }
 
 func TestOnlyAnInstanceThatRunsIsEvidence(t *testing.T) {
@@ -279,4 +336,73 @@ func TestTokensOfOneSourceAreNothingToTheOther(t *testing.T) {
 	if proofs, err := p.Verify(ctx, s.token(t, "k1", nil)); err == nil {
 		t.Errorf("an identity token passed for a service-account token: %v", proofs)
 	}
+}
+
+// own is the verifier of host h1, which knows nothing but its key and what is
+// placed on it.
+func (s *server) own(t *testing.T) *attest.OwnInstances {
+	t.Helper()
+	return &attest.OwnInstances{HostID: "h1", Keys: ownKeys{"k1": s.keys["k1"].Public()}, Placements: s, Region: "us-south", Now: s.clock.Now}
+}
+
+type ownKeys map[string]crypto.PublicKey
+
+func (k ownKeys) Public(id string) (crypto.PublicKey, bool) { key, ok := k[id]; return key, ok }
+
+func (s *server) Placement(id string) (*vpc.Placement, bool) {
+	i, ok := s.instances[id]
+	if !ok {
+		return nil, false
+	}
+	return &vpc.Placement{Instance: *i, ResourceGroup: vpc.Ref{ID: "rg-1", Name: "default"}}, true
+}
+
+func TestAHostChecksItsOwnTokensAsTheServerDoes(t *testing.T) {
+	s := newServer(t)
+	o := s.own(t)
+	raw := s.token(t, "k1", nil)
+	proof, claims, err := o.Verify(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantTrace(t, proof.Trace, ownChecks, "")
+	central, _, err := s.Verify(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(proof.Evidence) != fmt.Sprint(central.Evidence) || claims.IaaS.InstanceID != "i1" {
+		t.Errorf("evidence %+v, the server has %+v", proof.Evidence, central.Evidence)
+	}
+	part := strings.Split(raw, ".")
+	now := s.clock.Now().Unix()
+	for name, tt := range map[string]struct {
+		raw    string
+		reason attest.Reason
+		check  string
+	}{
+		"nothing":                   {"", attest.Malformed, attest.CheckForm},
+		"another host's key":        {s.token(t, "k2", nil), attest.UnknownIssuer, attest.CheckIssuer},
+		"another key under our id":  {jwttest.ES256(t, s.keys["k2"], "k1", s.claims(nil), ""), attest.BadSignature, attest.CheckSignature},
+		"no signature":              {part[0] + "." + part[1] + ".", attest.BadSignature, attest.CheckSignature},
+		"another region":            {s.token(t, "k1", object{"iss": "VSI-CR_eu-de"}), attest.WrongAudience, attest.CheckAudience},
+		"expired":                   {s.token(t, "k1", object{"iat": now - 10, "exp": now}), attest.Expired, attest.CheckTime},
+		"an instance nobody has":    {s.token(t, "k1", object{"iaas": s.iaas("i1", object{"instanceID": "i3"})}), attest.BadClaims, attest.CheckClaims},
+		"another instance's CRN":    {s.token(t, "k1", object{"iaas": s.iaas("i1", object{"crn": s.instances["i2"].CRN})}), attest.BadClaims, attest.CheckClaims},
+		"another host's instance":   {s.token(t, "k1", object{"iaas": s.iaas("i2", nil)}), attest.Misplaced, attest.CheckPlacement},
+		"an algorithm with secrets": {jwttest.Sign(t, `{"alg":"HS256","kid":"k1"}`, s.claims(nil), []byte("x"), 256), attest.Malformed, attest.CheckForm},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, c, err := o.Verify(tt.raw)
+			if c != nil {
+				t.Errorf("a refused token gave %+v", c)
+			}
+			wantRefusal(t, err, tt.reason, ownChecks, tt.check)
+		})
+	}
+	s.instances["i1"].Status = vpc.Stopped
+	_, _, err = o.Verify(raw)
+	wantRefusal(t, err, attest.Misplaced, ownChecks, attest.CheckPlacement)
+	delete(s.instances, "i1")
+	_, _, err = o.Verify(raw)
+	wantRefusal(t, err, attest.BadClaims, ownChecks, attest.CheckClaims)
 }

@@ -593,8 +593,14 @@ func (d *Directory) ProvidersOf(issuer string) []*identity.Provider {
 	return d.ProvidersByIssuer.Get(issuer)
 }
 
-// HostOfKey returns the host that signs with a key id.
-func (d *Directory) HostOfKey(keyID string) (*cluster.Host, bool) { return d.HostsByKey.One(keyID) }
+// HostOfKey returns the one host that signs with a key id. A key id that
+// several hosts claim is nobody's: none of them may pass for another.
+func (d *Directory) HostOfKey(keyID string) (*cluster.Host, bool) {
+	if hosts := d.HostsByKey.Get(keyID); len(hosts) == 1 {
+		return hosts[0], true
+	}
+	return nil, false
+}
 
 // Instance returns an instance by id.
 func (d *Directory) Instance(id string) (*vpc.Instance, bool) { return d.Instances.Get(id) }

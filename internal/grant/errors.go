@@ -40,6 +40,8 @@ func refused(r *attest.Refusal) *fault.Error {
 		e = fault.New(fault.Invalid, CodeMalformed, "Provided token is malformed")
 	case attest.UnknownIssuer:
 		e = fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: unknown issuer")
+	case attest.Revoked:
+		e = fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: the host is revoked")
 	case attest.BadSignature:
 		e = fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: bad signature")
 	case attest.WrongAudience:

@@ -6,10 +6,13 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,6 +27,7 @@ import (
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/grant"
+	"tabard.dev/tabard/internal/host/authority"
 	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/metadata"
 	"tabard.dev/tabard/internal/store"
@@ -51,11 +55,17 @@ type stack struct {
 	d       *directory.Directory
 	clock   *clock
 	host    *token.KeyRing // signs for host "local"
+	hostCA  *authority.Authority
+	limits  metadata.Limits
 	issuer  *token.Issuer
 	grants  *grant.Service
 	service *metadata.Service
 
+	mu   sync.Mutex
+	seen []string // operations and outcomes
+
 	vpc      *vpc.VPC
+	group    *vpc.SecurityGroup
 	subnet   *vpc.Subnet
 	key      *vpc.Key
 	instance *vpc.Instance
@@ -83,6 +93,14 @@ func startAs(t *testing.T, alg jose.SignatureAlgorithm) *stack {
 		t.Fatal(err)
 	}
 	s.issuer = &token.Issuer{Keys: keys, URL: "http://tabard.test/identity", Now: s.clock.now}
+	s.hostCA, err = authority.New(authority.Config{
+		Host: "local", Sealer: s.Sealer, Store: authority.File(filepath.Join(t.TempDir(), "authority.json")), Now: s.clock.now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlimited := metadata.Limit{PerSecond: math.Inf(1)}
+	s.limits = metadata.Limits{IdentityTokens: unlimited, IAMTokens: unlimited, Reads: unlimited}
 	s.wire(s.Config.Journal)
 
 	prefix := "r006-"
@@ -90,6 +108,7 @@ func startAs(t *testing.T, alg jose.SignatureAlgorithm) *stack {
 		ID: prefix + uuid.NewString(), AccountID: s.Owner.AccountID, Name: "my-vpc",
 		SecurityGroup: vpc.Ref{ID: prefix + uuid.NewString(), Name: "my-group"},
 	}
+	s.group = &vpc.SecurityGroup{ID: s.vpc.SecurityGroup.ID, AccountID: s.Owner.AccountID, VPCID: s.vpc.ID, Name: "my-group"}
 	s.subnet = &vpc.Subnet{
 		ID: "0737-" + uuid.NewString(), AccountID: s.Owner.AccountID, VPCID: s.vpc.ID, Zone: "us-south-3",
 		CIDR: netip.MustParsePrefix("10.240.128.0/24"), Name: "my-subnet",
@@ -105,6 +124,7 @@ func startAs(t *testing.T, alg jose.SignatureAlgorithm) *stack {
 	s.instance.DefaultProfile = &vpc.DefaultProfile{ID: s.profile.ID, CRN: s.crn("iam-identity", "", "profile", s.profile.ID), AutoLink: true}
 	s.update(func(tx *directory.Tx) {
 		s.d.VPCs.Put(tx, s.vpc)
+		s.d.SecurityGroups.Put(tx, s.group)
 		s.d.Subnets.Put(tx, s.subnet)
 		s.d.Keys.Put(tx, s.key)
 		s.d.Profiles.Put(tx, s.profile)
@@ -128,10 +148,61 @@ func (s *stack) wire(journal recorder) {
 		Instances:  instances, Tokens: s.issuer, Sealer: s.Sealer, Journal: journal,
 		Names: crn.DefaultNames, Now: s.clock.now, OperatorAccount: s.Owner.AccountID,
 	})
-	s.service = metadata.New(metadata.Config{
-		Directory: s.d, IAM: s.grants, Tokens: instances, Signer: s.host, Journal: journal,
-		Names: crn.DefaultNames, Region: region, Now: s.clock.now, Log: slog.New(slog.DiscardHandler),
+	s.service = s.newService(journal, s.grants)
+}
+
+// newService is the metadata service of host "local", which knows its own keys
+// and its placements.
+func (s *stack) newService(journal recorder, iam metadata.IAM) *metadata.Service {
+	return metadata.New(metadata.Config{
+		Instances: s, IAM: iam, Signer: s.host, Certificates: s.hostCA, Journal: journal, Limits: s.limits,
+		Tokens: &attest.OwnInstances{HostID: "local", Keys: s.host, Placements: s, Region: region, Now: s.clock.now},
+		Names:  crn.DefaultNames, Region: region, Now: s.clock.now, Log: slog.New(slog.DiscardHandler),
+		Observe: func(operation, outcome string, _ time.Duration) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.seen = append(s.seen, operation+" "+outcome)
+		},
 	})
+}
+
+// Placement is what a host knows of an instance, put together of the directory.
+func (s *stack) Placement(id string) (*vpc.Placement, bool) {
+	i, ok := s.d.Instances.Get(id)
+	if !ok {
+		return nil, false
+	}
+	p := &vpc.Placement{Instance: *i, ResourceGroup: vpc.Ref{ID: i.ResourceGroupID, Name: "my-resources"}}
+	if v, ok := s.d.VPCs.Get(i.VPCID); ok {
+		p.VPC = *v
+	}
+	groups := map[string]bool{}
+	for n := range i.Interfaces {
+		nic := &i.Interfaces[n]
+		if subnet, ok := s.d.Subnets.Get(nic.SubnetID); ok {
+			p.Subnets = append(p.Subnets, *subnet)
+		}
+		for _, id := range nic.GroupIDs(&p.VPC) {
+			if g, ok := s.d.SecurityGroups.Get(id); ok && !groups[id] {
+				groups[id] = true
+				p.SecurityGroups = append(p.SecurityGroups, *g)
+			}
+		}
+	}
+	for _, id := range i.KeyIDs {
+		if k, ok := s.d.Keys.Get(id); ok {
+			p.Keys = append(p.Keys, *k)
+		}
+	}
+	for _, f := range s.d.FloatingIPsByInstance.Get(i.ID) {
+		p.FloatingIPs = append(p.FloatingIPs, *f)
+	}
+	if image, ok := s.d.Images.Get(i.ImageID); ok {
+		p.Image = *image
+	} else if i.ImageID == stockImage().ID {
+		p.Image = stockImage()
+	}
+	return p, true
 }
 
 // newHost registers a host and returns the ring that it signs with.

@@ -31,6 +31,7 @@ import (
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/host"
+	"tabard.dev/tabard/internal/host/authority"
 	"tabard.dev/tabard/internal/journal"
 	"tabard.dev/tabard/internal/metadata"
 	"tabard.dev/tabard/internal/placement"
@@ -52,6 +53,7 @@ type Server struct {
 	keys       *token.KeyRing
 	hostKeys   *token.KeyRing
 	host       *host.Controller // nil without a driver
+	metadata   *metadata.Service
 	scheduler  *placement.Scheduler
 	disks      *blob.Store
 	images     *vpcapi.Images
@@ -155,16 +157,14 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Tokens:     issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
 		OperatorAccount: operator, Usage: s.usage, Observe: metrics.granted,
 	})
-	meta := metadata.New(metadata.Config{
-		Directory: s.directory, IAM: grants, Tokens: instances, Signer: s.hostKeys, Journal: s.journal,
-		Names: names, Region: cfg.Region, Now: cfg.Now, Log: cfg.Log,
-	})
 	if s.disks, err = blob.Open(filepath.Join(cfg.DataDir, "images")); err != nil {
 		return nil, err
 	}
 	s.images = vpcapi.NewImages(vpcapi.ImagesConfig{Directory: s.directory, Blobs: s.disks, Log: cfg.Log, OperatorAccount: operator})
 	s.scheduler = &placement.Scheduler{Directory: s.directory, Now: cfg.Now, Log: cfg.Log}
-	s.openHost(driver, meta)
+	if err := s.openHost(driver, hostServices{grants: grants, instances: instances, sealer: sealer, names: names, metrics: metrics}); err != nil {
+		return nil, err
+	}
 	s.mux = s.routes(routesConfig{
 		api: &api.Config{
 			Directory: s.directory, Auth: grants, Journal: s.journal, Names: names, URL: s.cfg.URL,
@@ -357,11 +357,31 @@ func (s *Server) openDriver() (host.Driver, error) {
 	return newDriver(s.cfg.Driver, hex.EncodeToString(sum[:4]), s.cfg.Log)
 }
 
-// openHost prepares the machine's own host agent.
-func (s *Server) openHost(driver host.Driver, meta *metadata.Service) {
+// hostServices are what the server's own host works with.
+type hostServices struct {
+	grants    *grant.Service
+	instances *attest.Instances
+	sealer    *token.Sealer
+	names     crn.Names
+	metrics   *metrics
+}
+
+// openHost prepares the server's own machine to run instances.
+func (s *Server) openHost(driver host.Driver, with hostServices) error {
 	if driver == nil {
-		return
+		return nil
 	}
+	ca, err := authority.New(authority.Config{
+		Host: cluster.LocalHost, Sealer: with.sealer, Store: authority.File(filepath.Join(s.cfg.DataDir, "authority.json")), Now: s.cfg.Now,
+	})
+	if err != nil {
+		return err
+	}
+	world := &host.Own{Directory: s.directory, HostID: cluster.LocalHost}
+	s.metadata = metadata.New(metadata.Config{
+		Instances: world, IAM: with.grants, Tokens: with.instances, Signer: s.hostKeys, Certificates: ca, Journal: s.journal,
+		Names: with.names, Region: s.cfg.Region, Now: s.cfg.Now, Log: s.cfg.Log,
+	})
 	var addrs []netip.AddrPort
 	for _, l := range s.listeners {
 		if ap, err := netip.ParseAddrPort(l.Addr().String()); err == nil {
@@ -370,12 +390,15 @@ func (s *Server) openHost(driver host.Driver, meta *metadata.Service) {
 	}
 	s.scheduler.Arrive(cluster.LocalHost, placement.Capacity{Drivers: []string{driver.Name()}})
 	s.host = host.NewController(host.ControllerConfig{
-		World: &host.Own{Directory: s.directory, HostID: cluster.LocalHost}, Driver: driver, Log: s.cfg.Log,
+		World: world, Driver: driver, Log: s.cfg.Log,
 		Handlers: func(id string) host.Handlers {
-			return host.Handlers{Metadata: meta.Handler(id), Server: s.handler(), ServerAddrs: addrs, ServerTLS: s.tls}
+			return host.Handlers{
+				Metadata: s.metadata.Handler(id), MetadataTLS: ca.TLSConfig(), Server: s.handler(), ServerAddrs: addrs, ServerTLS: s.tls,
+			}
 		},
 	})
 	s.cfg.Log.Info("instances run on this machine", "driver", driver.Name())
+	return nil
 }
 
 func absolute(dir string) string {
@@ -428,6 +451,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	if s.host != nil {
 		workers.Go(func() error { return s.host.Run(background) })
+		workers.Go(func() error { s.metadata.Run(background); return nil })
 	}
 	group.Go(func() error {
 		<-ctx.Done()

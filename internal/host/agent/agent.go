@@ -52,7 +52,7 @@ type Config struct {
 
 	// Found, when not nil, looks for machines that something else runs until
 	// the context ends, and tells all of them whenever they have changed.
-	Found func(ctx context.Context, tell func(context.Context, []link.Machine) error)
+	Found func(ctx context.Context, log *slog.Logger, tell func(context.Context, []link.Machine) error)
 
 	Now func() time.Time
 	Log *slog.Logger
@@ -62,7 +62,7 @@ type Config struct {
 type Environment struct {
 	Dir    string
 	Images *client
-	CA     []byte // PEM, for the guests of machines whose metadata service speaks https
+	CA     string // PEM, for the guests of machines whose metadata service speaks https
 	Log    *slog.Logger
 }
 
@@ -77,6 +77,7 @@ type Agent struct {
 	journal    *journal.Journal
 	driver     host.Driver
 	capacity   link.Capacity
+	service    *metadata.Service
 	controller *host.Controller
 	lock       *os.File
 	connected  atomic.Bool
@@ -125,23 +126,25 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if err := a.world.load(a.state); err != nil && !errors.Is(err, os.ErrNotExist) {
 		cfg.Log.Warn("what was placed on this host before cannot be read; it comes again from the server", "error", err)
 	}
-	ca, err := authority.New(authority.Config{Host: a.id.Name, Sealer: a.state.sealer, Store: a.state.file("authority.json"), Now: cfg.Now})
+	ca, err := authority.New(authority.Config{
+		Host: a.id.Name, Sealer: a.state.sealer, Store: authority.File(filepath.Join(cfg.Dir, authorityFile)), Now: cfg.Now,
+	})
 	if err != nil {
 		return nil, err
 	}
-	if a.driver, a.capacity, err = cfg.Drivers(ctx, Environment{Dir: cfg.Dir, Images: a.client, CA: ca.CACertificate(), Log: cfg.Log}); err != nil {
+	if a.driver, a.capacity, err = cfg.Drivers(ctx, Environment{Dir: cfg.Dir, Images: a.client, CA: ca.RootPEM(), Log: cfg.Log}); err != nil {
 		return nil, err
 	}
 	a.capacity.Version = cfg.Version
-	service := metadata.New(metadata.Config{
-		Instances: a.world, IAM: a.client, Signer: a.client.signer, Journal: a.journal, Authority: ca,
-		Tokens: &attest.OwnTokens{Keys: a.keySet(), Region: a.id.Region, Now: cfg.Now},
+	a.service = metadata.New(metadata.Config{
+		Instances: a.world, IAM: a.client, Signer: a.client.signer, Certificates: ca, Journal: a.journal,
+		Tokens: &attest.OwnInstances{HostID: a.id.ID, Keys: a.client.signer, Placements: a.world, Region: a.id.Region, Now: cfg.Now},
 		Names:  crn.Names{CName: a.id.CName, CType: a.id.CType}, Region: a.id.Region, Now: cfg.Now, Log: cfg.Log,
 	})
 	a.controller = host.NewController(host.ControllerConfig{
 		World: a.world, Driver: a.driver, Log: cfg.Log,
 		Handlers: func(id string) host.Handlers {
-			return host.Handlers{Metadata: service.Handler(id), MetadataTLS: ca.TLS()}
+			return host.Handlers{Metadata: a.service.Handler(id), MetadataTLS: ca.TLSConfig()}
 		},
 	})
 	return a, nil
@@ -238,13 +241,6 @@ func (a *Agent) joinNow(ctx context.Context, hc *http.Client, server, joinToken 
 	return id, nil
 }
 
-// keySet is the public half of the host's key.
-func (a *Agent) keySet() jose.JSONWebKeySet {
-	return jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{
-		Key: a.client.signer.Key.Public(), KeyID: a.id.KeyID, Algorithm: string(jose.RS256), Use: "sig",
-	}}}
-}
-
 // Name is the host's name.
 func (a *Agent) Name() string { return a.id.Name }
 
@@ -260,9 +256,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { a.listen(ctx); return nil })
 	group.Go(func() error { a.drain(ctx); return nil })
 	group.Go(func() error { a.world.keep(ctx, a.state); return nil })
+	group.Go(func() error { a.service.Run(ctx); return nil })
 	if a.cfg.Found != nil {
 		group.Go(func() error {
-			a.cfg.Found(ctx, func(ctx context.Context, m []link.Machine) error {
+			a.cfg.Found(ctx, a.cfg.Log, func(ctx context.Context, m []link.Machine) error {
 				return a.client.call(ctx, link.PathFound, "", link.Found{Machines: m}, nil)
 			})
 			return nil
@@ -369,20 +366,3 @@ func pause(ctx context.Context, d time.Duration) {
 	case <-t.C:
 	}
 }
-
-// file is a store of one document in the state's directory.
-func (s *state) file(name string) *document { return &document{filepath.Join(s.dir, name)} }
-
-type document struct{ path string }
-
-// Load returns what was saved last, or nil.
-func (d *document) Load() ([]byte, error) {
-	b, err := os.ReadFile(d.path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	return b, err
-}
-
-// Save replaces it durably.
-func (d *document) Save(b []byte) error { return writeFile(d.path, b) }

@@ -25,6 +25,7 @@ import (
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/host/link"
+	"tabard.dev/tabard/internal/metadata"
 	"tabard.dev/tabard/internal/vpc"
 )
 
@@ -181,7 +182,7 @@ func (c *client) access(ctx context.Context, fresh bool) (string, error) {
 	if resp.StatusCode != http.StatusOK || answer.AccessToken == "" {
 		err := fmt.Errorf("the server gives this host no access token: %s %s (status %d)", answer.Message, answer.Details, resp.StatusCode)
 		if resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests {
-			return "", fault.New(fault.Unavailable, "service_error", "The host of this instance is not admitted by the IAM server.").Because(errors.Join(errRefused, err))
+			return "", fault.New(fault.Unavailable, metadata.CodeServerAway, "The host of this instance is not admitted by the IAM server.").Because(errors.Join(errRefused, err))
 		}
 		return "", away(err)
 	}
@@ -194,7 +195,7 @@ var errRefused = errors.New("the host was revoked, or has lost its place to one 
 
 // away is the fault while the server cannot be reached.
 func away(cause error) *fault.Error {
-	f := fault.New(fault.Unavailable, "service_error",
+	f := fault.New(fault.Unavailable, metadata.CodeServerAway,
 		"The IAM server cannot be reached from this host, and access tokens come from there. Identity tokens and metadata are still served. Try again.").Because(cause)
 	f.RetryAfter = retryAfter
 	return f

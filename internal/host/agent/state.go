@@ -37,6 +37,7 @@ const keyBits = 2048
 //	identity.json      who the host is
 //	key.sealed         its private key
 //	placements.sealed  what is placed on it, for when the server is away
+//	authority.json     its certificate authority, the keys sealed
 //	outbox.jsonl       events that the server does not have yet
 type state struct {
 	dir    string
@@ -44,8 +45,10 @@ type state struct {
 }
 
 const (
-	identityFile = "identity.json"
-	keyFile      = "key.sealed"
+	identityFile   = "identity.json"
+	keyFile        = "key.sealed"
+	placementsFile = "placements.sealed"
+	authorityFile  = "authority.json"
 )
 
 // openState opens the directory. Where the master key is gone, what was sealed
@@ -117,6 +120,13 @@ func (s *state) key(joining bool) (*rsa.PrivateKey, error) {
 	case !joining && !errors.Is(err, os.ErrNotExist):
 		return nil, fmt.Errorf("%w. If the master key is lost, the host joins again: 'tabard host create-join-token --host NAME', then --join-token-file", err)
 	}
+	// What else was sealed under a master key that is gone cannot be opened
+	// either, and is made or sent anew.
+	for _, name := range []string{placementsFile, authorityFile} {
+		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("remove what cannot be opened any more: %w", err)
+		}
+	}
 	key, err := rsa.GenerateKey(rand.Reader, keyBits)
 	if err != nil {
 		return nil, fmt.Errorf("make the host's key: %w", err)
@@ -151,6 +161,11 @@ type Signer struct {
 	KeyID string
 
 	signers sync.Map // typ → jose.Signer
+}
+
+// Public returns the public half of the key.
+func (s *Signer) Public(keyID string) (crypto.PublicKey, bool) {
+	return s.Key.Public(), keyID == s.KeyID
 }
 
 // Sign returns the claims as a compact JWT. typ is its typ header; "" is none.

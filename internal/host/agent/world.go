@@ -94,8 +94,6 @@ func (w *world) hear(m link.Message) {
 	}
 }
 
-const placementsFile = "placements.sealed"
-
 // load takes up what was known when the agent ran last.
 func (w *world) load(s *state) error {
 	b, err := s.open(placementsFile)

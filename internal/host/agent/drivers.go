@@ -1,0 +1,62 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Drivers that an agent can be told to run instances with.
+const (
+	DriverAuto  = "auto"
+	DriverQEMU  = "qemu"
+	DriverNetns = "netns"
+)
+
+// DriverConfig says what runs machines on this host.
+type DriverConfig struct {
+	State       string // tells this agent's namespaces and devices from others': 8 hexadecimal digits
+	Driver      string // auto, or some of qemu and netns, comma-separated
+	Accel       string // auto, kvm or tcg
+	MemoryMiB   int    // for virtual machines; 0 means three quarters of the host's
+	NoUplink    bool
+	UplinkRange string
+	User        string // that virtual machines run as
+	Libvirt     string // socket
+}
+
+// Validate reports what cannot work.
+func (c *DriverConfig) Validate() error {
+	if _, err := c.wanted(); err != nil {
+		return err
+	}
+	if !slices.Contains([]string{"auto", "kvm", "tcg"}, c.Accel) {
+		return fmt.Errorf("accel %q is not one of auto, kvm, tcg", c.Accel)
+	}
+	if c.MemoryMiB < 0 {
+		return fmt.Errorf("memory %d is less than nothing", c.MemoryMiB)
+	}
+	if c.UplinkRange != "" {
+		if p, err := netip.ParsePrefix(c.UplinkRange); err != nil || !p.Addr().Is4() {
+			return fmt.Errorf("uplink-range %q is not a range of IPv4 addresses such as 100.127.0.0/16", c.UplinkRange)
+		}
+	}
+	return nil
+}
+
+// wanted returns the drivers to run, by name; nil means all that work.
+func (c *DriverConfig) wanted() ([]string, error) {
+	if c.Driver == DriverAuto || c.Driver == "" {
+		return nil, nil
+	}
+	var out []string
+	for name := range strings.SplitSeq(c.Driver, ",") {
+		name = strings.TrimSpace(name)
+		if name != DriverQEMU && name != DriverNetns {
+			return nil, fmt.Errorf("driver %q is not one of auto, qemu, netns", name)
+		}
+		out = append(out, name)
+	}
+	return out, nil
+}

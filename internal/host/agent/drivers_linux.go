@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"runtime"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"tabard.dev/tabard/internal/host"
+	"tabard.dev/tabard/internal/host/link"
+	"tabard.dev/tabard/internal/host/netns"
+	"tabard.dev/tabard/internal/host/network"
+)
+
+// Open makes the drivers. Their machines outlive the agent.
+func (c *DriverConfig) Open(ctx context.Context, e Environment) (host.Driver, link.Capacity, error) {
+	capacity := link.Capacity{VCPUs: runtime.NumCPU(), MemoryMiB: c.MemoryMiB, Drivers: []string{}}
+	if capacity.MemoryMiB == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return nil, capacity, fmt.Errorf("ask for the size of this machine's memory: %w", err)
+		}
+		capacity.MemoryMiB = int(info.Totalram * uint64(info.Unit) >> 20 * 3 / 4)
+	}
+	var uplink *network.Uplink
+	if !c.NoUplink {
+		uplink = &network.Uplink{}
+		if c.UplinkRange != "" {
+			p, err := netip.ParsePrefix(c.UplinkRange)
+			if err != nil {
+				return nil, capacity, err
+			}
+			uplink.Range = p
+		}
+	}
+	net, err := network.New(network.Config{State: c.State, Uplink: uplink, Log: e.Log})
+	if err != nil {
+		return nil, capacity, fmt.Errorf("the network of instances: %w", err)
+	}
+	choice := &host.Choice{}
+	if err := c.fill(ctx, choice, net, e); err != nil {
+		return nil, capacity, errors.Join(err, choice.Close(), net.Close())
+	}
+	for name, d := range map[string]host.Driver{DriverQEMU: choice.Images, DriverNetns: choice.Stock} {
+		if d != nil {
+			capacity.Drivers = append(capacity.Drivers, name)
+		}
+	}
+	slices.Sort(capacity.Drivers)
+	return joined{choice, net}, capacity, nil
+}
+
+// fill makes each driver that is wanted. Of those that nobody has named, one
+// that does not work here is left out with a word in the log.
+func (c *DriverConfig) fill(ctx context.Context, choice *host.Choice, net *network.Network, e Environment) error {
+	wanted, err := c.wanted()
+	if err != nil {
+		return err
+	}
+	for _, make := range []struct {
+		name string
+		slot *host.Driver
+		open func() (host.Driver, error)
+	}{
+		{DriverNetns, &choice.Stock, func() (host.Driver, error) {
+			return netns.New(netns.Config{Network: net, Keep: true, Dir: filepath.Join(e.Dir, "namespaces"), Log: e.Log})
+		}},
+	} {
+		if wanted != nil && !slices.Contains(wanted, make.name) {
+			continue
+		}
+		d, err := make.open()
+		switch {
+		case err == nil:
+			*make.slot = d
+		case wanted != nil:
+			return fmt.Errorf("the driver %s: %w", make.name, err)
+		default:
+			e.Log.Warn("driver does not work here and is left out", "driver", make.name, "error", err)
+		}
+	}
+	return nil
+}
+
+// Found looks for machines that something else runs, until the context ends.
+func (c *DriverConfig) Found(ctx context.Context, _ *slog.Logger, tell func(context.Context, []link.Machine) error) {
+	<-ctx.Done()
+}
+
+// joined closes the drivers' network after them.
+type joined struct {
+	host.Driver
+	network *network.Network
+}
+
+// Close implements [host.Driver].
+func (j joined) Close() error { return errors.Join(j.Driver.Close(), j.network.Close()) }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -84,7 +85,7 @@ func joinTokenCommand() *cobra.Command {
 			if err := fileCanBe(file); err != nil {
 				return err
 			}
-			s.announce("Creating a join token for host %s", cmp.Or(again, body["name"]))
+			s.announce("Creating a join token for host %s", cmp.Or(again, strings.Join(args, "")))
 			o, err := s.send(request{method: http.MethodPost, path: hosts.path + "/join_tokens", body: body})
 			if err != nil {
 				return err

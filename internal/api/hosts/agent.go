@@ -117,9 +117,10 @@ func (h *handler) exchange(c *api.Call, x *cluster.Host) (api.Reply, error) {
 		TransactionID: api.TransactionID(c.R.Context()), Address: r.Address, Agent: activity.Clip(r.Agent), ClientID: grant.DefaultClient,
 	}
 	if r.Event != nil {
-		if request.With, err = h.accept(x, r.Event, origin.TransactionID); err != nil {
-			return api.Reply{}, err
+		if request.With, err = h.accept(x, r.Event); err != nil {
+			return api.Reply{}, fault.New(fault.Invalid, "invalid_event", "The event of the exchange is refused: %v.", err)
 		}
+		request.With.CorrelationID = origin.TransactionID
 	}
 	a, err := h.opts.Grants.Instance(c.R.Context(), origin, request)
 	if err != nil {
@@ -167,8 +168,14 @@ func (h *handler) events(c *api.Call, x *cluster.Host) (api.Reply, error) {
 				return fault.New(fault.Conflict, "gap", "The event after number %d is number %d, not %d.", recorded, recorded+1, number)
 			}
 			recorded = number
-			accepted, err := h.accept(x, e, "")
-			if err != nil {
+			accepted, err := h.accept(x, e)
+			if err == nil && (e.Reason.Code < 200 || e.Reason.Code > 599) {
+				err = errors.New("the event's outcome is not a status of HTTP")
+			}
+			if err == nil {
+				accepted.SetReason(e.Reason.Code, e.Reason.ForFailure)
+				accepted.Bound()
+			} else {
 				// One that a broken host made up must not hold up the rest. That it
 				// was refused is worth knowing.
 				accepted = h.refused(c, x, err)
@@ -188,7 +195,7 @@ func (h *handler) events(c *api.Call, x *cluster.Host) (api.Reply, error) {
 	return api.Reply{Body: link.Recorded{Recorded: recorded}}, nil
 }
 
-// actions are the events that a host's metadata service may record
+// actionPrefix begins the events that a host's metadata service may record
 // (reference/instance-metadata-and-vpc.md section 5.1).
 const actionPrefix = "is.metadata."
 
@@ -201,8 +208,8 @@ const (
 
 // accept writes an event anew from what a host may say: who acted and on what
 // follows from the instance, which must be placed on it, and not from the
-// host's words.
-func (h *handler) accept(x *cluster.Host, e *activity.Event, transaction string) (*activity.Event, error) {
+// host's words. The outcome is left open.
+func (h *handler) accept(x *cluster.Host, e *activity.Event) (*activity.Event, error) {
 	if e == nil {
 		return nil, errors.New("the event is absent")
 	}
@@ -222,21 +229,15 @@ func (h *handler) accept(x *cluster.Host, e *activity.Event, transaction string)
 	}) {
 		return nil, errors.New("the event is not one of a metadata service")
 	}
-	if e.Reason.Code < 200 || e.Reason.Code > 599 {
-		return nil, errors.New("the event's outcome is not a status of HTTP")
-	}
 	now := h.Now()
 	when := e.Time.Time
 	if when.After(now.Add(maxAhead)) || when.Before(now.Add(-maxEventAge)) {
 		return nil, errors.New("the event's time is not that of a host whose clock is right")
 	}
-	if transaction == "" {
-		transaction = e.CorrelationID
-	}
 	id := crn.IAMIDOfCRN(i.CRN)
 	out := &activity.Event{
 		ID: e.ID, Time: activity.Time{Time: when}, Action: e.Action, Severity: activity.Normal,
-		Message: e.Message, CorrelationID: transaction, AccountID: i.AccountID, LogSourceCRN: i.CRN,
+		Message: e.Message, CorrelationID: e.CorrelationID, AccountID: i.AccountID, LogSourceCRN: i.CRN,
 		Initiator: activity.Initiator{
 			ID: id, Name: i.Name, TypeURI: activity.ComputeType, AuthnID: id, AuthnName: i.Name,
 			Credential: activity.Credential{Type: "compute-resource"},
@@ -248,7 +249,6 @@ func (h *handler) accept(x *cluster.Host, e *activity.Event, transaction string)
 	if owns(i, h.Directory, e.Initiator.Host.Address) {
 		out.Initiator.Host.Address = e.Initiator.Host.Address
 	}
-	out.SetReason(e.Reason.Code, e.Reason.ForFailure)
 	for _, data := range []struct {
 		from json.RawMessage
 		to   *json.RawMessage

@@ -121,7 +121,9 @@ func (h *handler) list(c *api.Call, may func(map[string]string) bool) (api.Reply
 		rows := h.Directory.Hosts.All()
 		slices.SortFunc(rows, func(a, b *cluster.Host) int { return cmp.Compare(a.Name, b.Name) })
 		for _, x := range rows {
-			if may(resourceOf(c, x.ID)) {
+			_, _, here := h.opts.Scheduler.Here(x.ID)
+			idle := x.ID == cluster.LocalHost && !here && h.Directory.InstancesByHost.Len(x.ID) == 0
+			if !idle && may(resourceOf(c, x.ID)) {
 				out = append(out, h.encode(x))
 			}
 		}

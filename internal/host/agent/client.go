@@ -182,7 +182,7 @@ func (c *client) access(ctx context.Context, fresh bool) (string, error) {
 	if resp.StatusCode != http.StatusOK || answer.AccessToken == "" {
 		err := fmt.Errorf("the server gives this host no access token: %s %s (status %d)", answer.Message, answer.Details, resp.StatusCode)
 		if resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests {
-			return "", fault.New(fault.Unavailable, metadata.CodeServerAway, "The host of this instance is not admitted by the IAM server.").Because(errors.Join(errRefused, err))
+			return "", fault.New(fault.Unavailable, "service_error", "The host of this instance is not admitted by the IAM server.").Because(errors.Join(errRefused, err))
 		}
 		return "", away(err)
 	}

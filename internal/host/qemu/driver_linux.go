@@ -23,9 +23,12 @@ import (
 // Driver runs machines with QEMU. It is a host.Driver. Locks are taken in the
 // order machine.mu, Driver.mu.
 type Driver struct {
-	cfg    Config
-	log    *slog.Logger
-	dir    string // of the machines
+	cfg Config
+	log *slog.Logger
+	dir string // of the machines
+
+	prlimit string // program
+
 	images *imagecache.Cache
 	user   *account
 	accel  accelerator
@@ -71,10 +74,15 @@ func New(cfg Config) (*Driver, error) {
 	default:
 		return nil, fmt.Errorf("the acceleration %q is not one of auto, kvm, tcg", cfg.Accel)
 	}
+	var prlimit string
 	for _, p := range []struct {
 		path          *string
 		name, install string
-	}{{&cfg.QEMU, "qemu-system-x86_64", "qemu-system-x86"}, {&cfg.QEMUImg, "qemu-img", "qemu-utils"}} {
+	}{
+		{&cfg.QEMU, "qemu-system-x86_64", "qemu-system-x86"},
+		{&cfg.QEMUImg, "qemu-img", "qemu-utils"},
+		{&prlimit, "prlimit", "util-linux"},
+	} {
 		found, err := exec.LookPath(cmp.Or(*p.path, p.name))
 		if err != nil {
 			return nil, fmt.Errorf("looking for QEMU: %w: install it (apt-get install --no-install-recommends %s)", err, p.install)
@@ -89,7 +97,7 @@ func New(cfg Config) (*Driver, error) {
 	}
 	cfg.Dir = dir
 	d := &Driver{
-		cfg: cfg, log: cfg.Log, dir: filepath.Join(dir, "machines"),
+		cfg: cfg, log: cfg.Log, dir: filepath.Join(dir, "machines"), prlimit: prlimit,
 		// A controller that looks later must not hold up what watches.
 		ended:    make(chan string, 16),
 		machines: map[string]*machine{},
@@ -248,7 +256,9 @@ func (d *Driver) start(ctx context.Context, x *machine, m host.Machine, h host.H
 		return err
 	}
 	if proc != nil {
-		return d.takeUp(ctx, x, proc, m, h)
+		if err := d.takeUp(ctx, x, proc, m, h); !errors.Is(err, errDied) {
+			return err
+		}
 	}
 	if r != nil {
 		// Its disk is made already, or will be as it was meant to be, whatever
@@ -321,14 +331,25 @@ func (d *Driver) endStrays(dir string) error {
 	return err
 }
 
+// errDied is a QEMU that ended while it was taken up.
+var errDied = errors.New("QEMU has ended")
+
+// dieTime is how long a QEMU that does not answer has to be gone, in case it is
+// dying: its sockets close before it can be waited for.
+const dieTime = time.Second
+
 // takeUp makes a running machine this process's. Where that fails, what runs
 // in it notices nothing.
 func (d *Driver) takeUp(ctx context.Context, x *machine, proc *process, m host.Machine, h host.Handlers) error {
 	g, err := reach(ctx, x.dir, proc, d.log.With("machine", x.id))
 	if err != nil {
-		err = fmt.Errorf("taking up QEMU, process %d: %w: stop the instance by force if this goes on", proc.pid, err)
-		proc.release()
-		return err
+		defer proc.release()
+		select {
+		case <-proc.exited:
+			return errDied
+		case <-time.After(dieTime):
+		}
+		return fmt.Errorf("taking up QEMU, process %d: %w: stop the instance by force if this goes on", proc.pid, err)
 	}
 	port, err := d.cfg.Network.TakeUpTap(ctx, m, h)
 	if err != nil {

@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Bounds of qemu-img where it reads a stranger's file.
@@ -32,7 +30,11 @@ func (d *Driver) inspect(ctx context.Context, path, format string) error {
 	defer f.Close()
 	ctx, cancel := context.WithTimeout(ctx, inspectTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, d.cfg.QEMUImg, "info", "--output=json", "--image-opts", //nolint:gosec // the configured program
+	// prlimit bounds itself and then becomes qemu-img; from outside, it takes
+	// more privileges to bound another user's process.
+	cmd := exec.CommandContext(ctx, d.prlimit, //nolint:gosec // the configured programs
+		fmt.Sprintf("--as=%d", inspectMemory), fmt.Sprintf("--cpu=%d", inspectTime/time.Second),
+		d.cfg.QEMUImg, "info", "--output=json", "--image-opts",
 		"driver="+format+",file.driver=file,file.filename=/proc/self/fd/3")
 	cmd.ExtraFiles = []*os.File{f}
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
@@ -41,18 +43,8 @@ func (d *Driver) inspect(ctx context.Context, path, format string) error {
 	var says tail
 	out := limited{left: inspectOutput}
 	cmd.Stdout, cmd.Stderr = &out, &says
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting qemu-img: %w", err)
-	}
-	bound := errors.Join(
-		limit(cmd.Process.Pid, unix.RLIMIT_AS, inspectMemory),
-		limit(cmd.Process.Pid, unix.RLIMIT_CPU, uint64(inspectTime/time.Second)),
-	)
-	if err := cmd.Wait(); err != nil {
+	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("qemu-img cannot read it: %w: %s", err, says.String())
-	}
-	if bound != nil {
-		return fmt.Errorf("bounding qemu-img: %w", bound)
 	}
 	var info struct {
 		Format  string `json:"format"`
@@ -73,15 +65,6 @@ func (d *Driver) inspect(ctx context.Context, path, format string) error {
 		return errors.New("qemu-img finds the name of another file in it")
 	}
 	return nil
-}
-
-// limit sets a limit of a process. One that has ended needs none.
-func limit(pid, resource int, value uint64) error {
-	err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: value, Max: value}, nil)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	return err
 }
 
 // limited keeps what is written to it up to a bound.

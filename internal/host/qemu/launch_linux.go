@@ -238,10 +238,6 @@ func (d *Driver) enter(x *machine, r *record, cmd *exec.Cmd) (proc *process, err
 	}
 	err = cmd.Process.Release()
 	if err == nil && !early {
-		// A guest's memory has no place in a core dump.
-		err = limit(proc.pid, unix.RLIMIT_CORE, 0)
-	}
-	if err == nil && !early {
 		r.Launching, r.Process = false, &who
 		err = r.save(x.dir)
 	}

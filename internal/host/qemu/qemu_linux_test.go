@@ -239,26 +239,21 @@ func (r *rig) open(dir string, change ...func(*Config)) {
 	}
 	r.Driver = d
 	r.t.Cleanup(func() {
-		// Whatever the test left behind ends here, found or not.
-		if err := d.Close(); err != nil {
-			r.t.Errorf("closing: %v", err)
-		}
 		if r.Driver != d {
-			return
+			return // its successor has its machines
 		}
-		d, err := New(cfg)
-		if err != nil {
-			r.t.Error(err)
-			return
-		}
-		ids, _ := d.Found(context.Background())
-		for _, id := range ids {
-			if err := d.Delete(context.Background(), id); err != nil {
-				r.t.Errorf("deleting: %v", err)
+		if d.closed {
+			if d, err = New(cfg); err != nil {
+				r.t.Error(err)
+				return
 			}
 		}
-		if err := d.Close(); err != nil {
-			r.t.Errorf("closing: %v", err)
+		ids, err := d.Found(context.Background())
+		for _, id := range ids {
+			err = errors.Join(err, d.Delete(context.Background(), id))
+		}
+		if err := errors.Join(err, d.Close()); err != nil {
+			r.t.Errorf("clearing away: %v", err)
 		}
 		if r.wires.ports != 0 {
 			r.t.Errorf("%d ports are left", r.wires.ports)
@@ -674,6 +669,49 @@ func TestAMachineThatWasNotTakenUpCanBeStoppedAndDeleted(t *testing.T) {
 	}
 }
 
+func TestADriverThatKeepsNothingStopsItsMachinesWhenItIsClosed(t *testing.T) {
+	r := newRig(t)
+	for _, id := range []string{"0737_a", "0737_b"} {
+		r.run(id, waits)
+	}
+	for _, id := range []string{"0737_a", "0737_b"} {
+		r.says(id, "BOOT 1\n")
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if found := marks(t, r.dir); len(found) > 0 {
+		t.Errorf("processes of %v", found)
+	}
+	for _, id := range []string{"0737_a", "0737_b"} {
+		if got := r.console(id); got != "BOOT 1\nBYE\n" {
+			t.Errorf("%s: the console has %q", id, got)
+		}
+	}
+	if err := r.Start(t.Context(), r.machine("0737_a", vpc.Image{}), host.Handlers{}); err == nil {
+		t.Error("a closed driver starts machines")
+	}
+}
+
+func TestTheHostsAuthorityIsTrustedByMachinesWhoseMetadataServiceNeedsIt(t *testing.T) {
+	const certificate = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+	r := newRig(t, func(c *Config) { c.CACert = []byte(certificate) })
+	for protocol, want := range map[string]bool{"http": false, "https": true} {
+		m := r.machine("0737_"+protocol, r.library.add(guestImage(t, waits), "raw"))
+		m.Metadata.Protocol = protocol
+		if err := r.Start(t.Context(), m, host.Handlers{}); err != nil {
+			t.Fatal(err)
+		}
+		seed, err := os.ReadFile(filepath.Join(r.dir, m.ID, seedFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := bytes.Contains(seed, []byte("BEGIN CERTIFICATE")); got != want {
+			t.Errorf("%s: the certificate is in the seed: %v", protocol, got)
+		}
+	}
+}
+
 func TestStoppingAndDeletingWhatDoesNotExistIsFine(t *testing.T) {
 	r := newRig(t)
 	for _, id := range []string{"0737_x", "../images", ""} {
@@ -996,7 +1034,7 @@ func TestQEMURunsAsAnUnprivilegedUserThatReachesNoFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if info.Sys().(interface{}) == nil || info.Mode().Perm()&0o007 != 0 && info.Mode()&os.ModeSocket == 0 {
+		if info.Mode().Perm()&0o007 != 0 && info.Mode()&os.ModeSocket == 0 {
 			t.Errorf("%s is open to others: %s", e.Name(), info.Mode())
 		}
 	}

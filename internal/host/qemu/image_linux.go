@@ -1,0 +1,116 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+// Bounds of qemu-img where it reads a stranger's file.
+const (
+	inspectTime   = 30 * time.Second
+	inspectMemory = 1 << 30 // bytes of address space
+	inspectOutput = 1 << 20 // bytes
+)
+
+// inspect is the second opinion on an image: what QEMU itself makes of it. It
+// reads the file as the machines' user and within bounds.
+func (d *Driver) inspect(ctx context.Context, path, format string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	ctx, cancel := context.WithTimeout(ctx, inspectTime)
+	defer cancel()
+	// prlimit bounds itself and then becomes qemu-img; from outside, it takes
+	// more privileges to bound another user's process.
+	cmd := exec.CommandContext(ctx, d.prlimit, //nolint:gosec // the configured programs
+		fmt.Sprintf("--as=%d", inspectMemory), fmt.Sprintf("--cpu=%d", inspectTime/time.Second),
+		d.cfg.QEMUImg, "info", "--output=json", "--image-opts",
+		"driver="+format+",file.driver=file,file.filename=/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.SysProcAttr = d.user.attributes()
+	cmd.WaitDelay = time.Second
+	var says tail
+	out := limited{left: inspectOutput}
+	cmd.Stdout, cmd.Stderr = &out, &says
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("qemu-img cannot read it: %w: %s", err, says.String())
+	}
+	var info struct {
+		Format  string `json:"format"`
+		Backing string `json:"backing-filename"`
+		Special struct {
+			Data struct {
+				DataFile string `json:"data-file"`
+			} `json:"data"`
+		} `json:"format-specific"`
+	}
+	if err := json.Unmarshal(out.b.Bytes(), &info); err != nil {
+		return fmt.Errorf("reading what qemu-img says of it: %w", err)
+	}
+	switch {
+	case info.Format != format:
+		return fmt.Errorf("qemu-img takes it for %q", info.Format)
+	case info.Backing != "", info.Special.Data.DataFile != "":
+		return errors.New("qemu-img finds the name of another file in it")
+	}
+	return nil
+}
+
+// limited keeps what is written to it up to a bound.
+type limited struct {
+	b    bytes.Buffer
+	left int
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if len(p) > l.left {
+		return 0, errors.New("the output is too long")
+	}
+	l.left -= len(p)
+	return l.b.Write(p)
+}
+
+// makeDisk makes a machine's disk over an image, unless it has one. The image
+// is named and not read: QEMU is told of it anew at each start.
+func (d *Driver) makeDisk(ctx context.Context, dir, image, format string, size int64) error {
+	path := filepath.Join(dir, diskFile)
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("looking for the disk: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, d.cfg.QEMUImg, "create", "-q", "-f", "qcow2", "-u", "-F", format, "-b", image, //nolint:gosec // the configured program
+		path+unfinished, strconv.FormatInt(size, 10))
+	var says tail
+	cmd.Stderr = &says
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("making the disk: %w: %s", err, says.String())
+	}
+	f, err := os.OpenFile(path+unfinished, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("making the disk: %w", err)
+	}
+	err = errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(path+unfinished, path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("making the disk: %w", err)
+	}
+	return nil
+}

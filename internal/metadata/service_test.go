@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -352,3 +353,49 @@ func TestConcurrentRequestsOfManyInstancesStayApart(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// What an identity token costs beside its signature.
+func BenchmarkIdentityToken(b *testing.B) {
+	s := startAs(b, "RS256")
+	s.wire(&discard{})
+	h := s.service.Handler(s.instance.ID)
+	b.Run("signature alone", func(b *testing.B) {
+		c := s.identityClaims()
+		for b.Loop() {
+			if _, err := s.host.Sign(c, ""); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	for name, call := range map[string]func() *http.Request{
+		"token": func() *http.Request {
+			r := httptest.NewRequest(put, newBase+"/token?"+version, nil)
+			r.Header = flavor.Clone()
+			return r
+		},
+		"read": func() *http.Request {
+			r := httptest.NewRequest(http.MethodGet, "/metadata/v1/instance?"+version, nil)
+			return r
+		},
+	} {
+		bearer := s.identityToken()
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				r := call()
+				r.Host = "169.254.169.254"
+				r.Header.Set("Authorization", "Bearer "+bearer)
+				rec := httptest.NewRecorder()
+				h.ServeHTTP(rec, r)
+				if rec.Code != 200 {
+					b.Fatal(rec.Body)
+				}
+			}
+		})
+	}
+}
+
+// discard is a journal that keeps nothing.
+type discard struct{}
+
+func (discard) Record(context.Context, ...*activity.Event) error { return nil }

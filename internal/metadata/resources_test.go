@@ -37,6 +37,7 @@ func TestTheInstanceShapeIsComplete(t *testing.T) {
 		"memory": 8.0, "bandwidth": 4000.0,
 		"zone":             map[string]any{"name": "us-south-3"},
 		"metadata_service": map[string]any{"enabled": true, "protocol": "http", "response_hop_limit": 1.0},
+		"resource_group":   map[string]any{"id": i.ResourceGroupID, "name": "my-resources"},
 		"vpc":              map[string]any{"crn": s.crn("is", "us-south", "vpc", s.vpc.ID), "id": s.vpc.ID, "name": "my-vpc", "resource_type": "vpc"},
 		"image": map[string]any{
 			"crn": "crn:v1:bluemix:public:is:us-south:::image:" + stockImage().ID, "id": stockImage().ID, "name": stockImage().Name,
@@ -140,6 +141,9 @@ func TestVolumeAttachmentsAndKeysAreListedAndFound(t *testing.T) {
 	if m := s.get("/instance/volume_attachments/" + s.instance.BootVolume.AttachmentID).want(200); m["type"] != "boot" {
 		t.Errorf("volume attachment %v", m)
 	}
+	if m := s.get("/instance/volume_attachment/" + s.instance.BootVolume.AttachmentID).want(200); m["type"] != "boot" {
+		t.Errorf("under the singular path: %v", m)
+	}
 	s.get("/instance/volume_attachments/x").wantError(404, "not_found", "parameter id")
 
 	k := s.get("/keys").want(200)["keys"].([]any)[0].(map[string]any)
@@ -170,6 +174,9 @@ func TestWhatDoesNotExistHereIsAnEmptyListNotNull(t *testing.T) {
 			t.Error(diff)
 		}
 	}
+	for _, name := range []string{"/instance/network_attachments/x", "/instance/cluster_network_attachments/x", "/instance/software_attachments/x", "/placement_groups/x", "/virtual_network_interfaces/x"} {
+		s.get(name).wantError(404, "not_found", "parameter id")
+	}
 	for _, name := range []string{"placement_groups", "virtual_network_interfaces"} {
 		m := s.get("/" + name).want(200)
 		if m["limit"] != 50.0 || m["total_count"] != 0.0 || len(m[name].([]any)) != 0 || m["first"].(map[string]any)["href"] == "" {
@@ -184,13 +191,213 @@ func TestEveryMetadataRouteNeedsTheInstancesOwnToken(t *testing.T) {
 		"/instance", "/instance/initialization", "/instance/network_interfaces", "/instance/network_interfaces/x",
 		"/instance/volume_attachments", "/instance/volume_attachments/x", "/keys", "/keys/x",
 		"/instance/network_attachments", "/instance/cluster_network_attachments", "/instance/software_attachments",
-		"/placement_groups", "/virtual_network_interfaces",
+		"/placement_groups", "/placement_groups/x", "/virtual_network_interfaces", "/virtual_network_interfaces/x",
+		"/instance/network_attachments/x", "/instance/cluster_network_attachments/x", "/instance/software_attachments/x", "/instance/volume_attachment/x",
 	} {
 		for _, bearer := range []string{"", "x.y.z"} {
 			a := s.ask(ask{method: http.MethodGet, path: "/metadata/v1" + path + "?" + version, bearer: bearer})
 			if a.status != 401 {
 				t.Errorf("%s with bearer %q: status %d", path, bearer, a.status)
 			}
+		}
+	}
+}
+
+// attach makes the instance one with network attachments, the first on its
+// primary interface.
+func (s *stack) attach(extra int) {
+	s.T.Helper()
+	s.change(func(i *vpc.Instance) {
+		nic := &i.Interfaces[0]
+		nic.AttachmentID, nic.VirtualID, nic.VirtualName = "0737-"+uuid.NewString(), "0737-"+uuid.NewString(), "my-vni"
+		for n := range extra {
+			more := *nic
+			more.ID, more.AttachmentID, more.VirtualID = "0737-"+uuid.NewString(), "0737-"+uuid.NewString(), "0737-"+uuid.NewString()
+			more.Name, more.VirtualName, more.Address = "more", "", netip.AddrFrom4([4]byte{10, 240, 128, byte(20 + n)})
+			i.Interfaces = append(i.Interfaces, more)
+		}
+	})
+}
+
+func TestNetworkAttachmentsAreShownWithTheirVirtualInterfaces(t *testing.T) {
+	s := start(t)
+	s.attach(1)
+	nic := s.instance.Interfaces[0]
+	address := map[string]any{"address": "10.240.128.4", "id": nic.IPID, "name": "my-ip", "resource_type": "subnet_reserved_ip"}
+	subnet := map[string]any{"crn": s.crn("is", "us-south-3", "subnet", s.subnet.ID), "id": s.subnet.ID, "name": "my-subnet", "resource_type": "subnet"}
+	virtual := map[string]any{
+		"crn": s.crn("is", "us-south-3", "virtual-network-interface", nic.VirtualID), "id": nic.VirtualID, "name": "my-vni",
+		"resource_type": "virtual_network_interface",
+	}
+	ref := map[string]any{
+		"id": nic.AttachmentID, "name": "primary-nic", "resource_type": "instance_network_attachment",
+		"primary_ip": address, "subnet": subnet, "virtual_network_interface": virtual,
+	}
+	m := s.get("/instance").want(200)
+	if diff := cmp.Diff(any(ref), m["primary_network_attachment"]); diff != "" {
+		t.Errorf("primary_network_attachment:\n%s", diff)
+	}
+	if refs := m["network_attachments"].([]any); len(refs) != 2 || cmp.Diff(any(ref), refs[0]) != "" {
+		t.Errorf("network_attachments: %v", refs)
+	}
+	list := s.get("/instance/network_attachments").want(200)["network_attachments"].([]any)
+	if len(list) != 2 || list[0].(map[string]any)["type"] != "primary" || list[1].(map[string]any)["type"] != "secondary" {
+		t.Fatalf("attachments %v", list)
+	}
+	one := s.get("/instance/network_attachments/" + nic.AttachmentID).want(200)
+	if diff := cmp.Diff(list[0], any(one)); diff != "" {
+		t.Error(diff)
+	}
+	for name, want := range ref {
+		if diff := cmp.Diff(want, one[name]); diff != "" {
+			t.Errorf("%s:\n%s", name, diff)
+		}
+	}
+	if one["lifecycle_state"] != "stable" || one["port_speed"] != 1000.0 || one["created_at"] == nil {
+		t.Errorf("attachment %v", one)
+	}
+	vni := s.get("/virtual_network_interfaces/" + nic.VirtualID).want(200)
+	for name, want := range map[string]any{
+		"allow_ip_spoofing": false, "mac_address": nic.MAC, "primary_ip": address, "ips": []any{address}, "subnet": subnet, "name": "my-vni",
+		"crn": virtual["crn"], "zone": map[string]any{"name": "us-south-3"},
+		"target":          map[string]any{"id": nic.AttachmentID, "name": "primary-nic", "resource_type": "instance_network_attachment"},
+		"security_groups": []any{map[string]any{"crn": s.crn("is", "us-south", "security-group", s.group.ID), "id": s.group.ID, "name": "my-group"}},
+	} {
+		if diff := cmp.Diff(want, vni[name]); diff != "" {
+			t.Errorf("%s:\n%s", name, diff)
+		}
+	}
+}
+
+func TestPagesFollowEachOther(t *testing.T) {
+	s := start(t)
+	s.attach(4)
+	bearer := s.identityToken()
+	page := func(query string) *answer {
+		return s.ask(ask{path: "/metadata/v1/virtual_network_interfaces?" + version + query, bearer: bearer})
+	}
+	var ids []string
+	for query := "&limit=2"; ; {
+		m := page(query).want(200)
+		if m["limit"] != 2.0 || m["total_count"] != 5.0 || m["first"].(map[string]any)["href"] != "http://169.254.169.254/metadata/v1/virtual_network_interfaces?limit=2" {
+			t.Errorf("page %v", m)
+		}
+		for _, v := range m["virtual_network_interfaces"].([]any) {
+			ids = append(ids, v.(map[string]any)["id"].(string))
+		}
+		next, ok := m["next"].(map[string]any)
+		if !ok {
+			break
+		}
+		_, query, _ = strings.Cut(next["href"].(string), "?")
+		query = "&" + query
+	}
+	want := []string{}
+	for _, nic := range s.instance.Interfaces {
+		want = append(want, nic.VirtualID)
+	}
+	if diff := cmp.Diff(want, ids); diff != "" {
+		t.Error(diff)
+	}
+	for _, limit := range []string{"0", "-1", "101", "x", "", "1e1", "9999999999999999999", "2&limit=3"} {
+		page("&limit="+limit).wantError(400, "invalid_value", "parameter limit")
+	}
+	for _, begin := range []string{"", "x", "../keys", ids[0] + "&start=" + ids[1]} {
+		page("&start="+begin).wantError(400, "invalid_value", "parameter start")
+	}
+	s.ask(ask{path: "/metadata/v1/placement_groups?limit=7&" + version, bearer: bearer}).want(200)
+	s.ask(ask{path: "/metadata/v1/placement_groups?start=x&" + version, bearer: bearer}).wantError(400, "invalid_value", "parameter start")
+}
+
+func TestAnInterfaceShowsTheGroupsThatItIsIn(t *testing.T) {
+	s := start(t)
+	web := &vpc.SecurityGroup{ID: "r006-" + uuid.NewString(), AccountID: s.Owner.AccountID, VPCID: s.vpc.ID, Name: "web"}
+	s.update(func(tx *directory.Tx) { s.d.SecurityGroups.Put(tx, web) })
+	s.change(func(i *vpc.Instance) { i.Interfaces[0].SecurityGroupIDs = []string{web.ID} })
+	nic := s.get("/instance/network_interfaces/" + s.instance.Interfaces[0].ID).want(200)
+	want := []any{map[string]any{"crn": s.crn("is", "us-south", "security-group", web.ID), "id": web.ID, "name": "web"}}
+	if diff := cmp.Diff(any(want), nic["security_groups"]); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestARegisteredImageIsShownAsTheAccountsOwn(t *testing.T) {
+	s := start(t)
+	image := &vpc.Image{ID: "r006-" + uuid.NewString(), AccountID: s.Owner.AccountID, Name: "my-image", Architecture: "arm64"}
+	s.update(func(tx *directory.Tx) { s.d.Images.Put(tx, image) })
+	s.change(func(i *vpc.Instance) { i.ImageID = image.ID })
+	m := s.get("/instance").want(200)
+	if diff := cmp.Diff(any(map[string]any{"crn": s.crn("is", "us-south", "image", image.ID), "id": image.ID, "name": "my-image"}), m["image"]); diff != "" {
+		t.Error(diff)
+	}
+	if m["vcpu"].(map[string]any)["architecture"] != "arm64" {
+		t.Errorf("vcpu %v", m["vcpu"])
+	}
+}
+
+// A machine that somebody else made has less to show, and nothing of it is null.
+func TestAMachineMadeElsewhereReadsItsMetadataToo(t *testing.T) {
+	s := start(t)
+	s.change(func(i *vpc.Instance) {
+		i.External = &vpc.External{Device: "vnet0"}
+		i.ImageID, i.Profile, i.KeyIDs, i.BootVolume, i.UserData = "", "", nil, vpc.Volume{}, ""
+	})
+	m := s.get("/instance").want(200)
+	for _, name := range []string{"image", "boot_volume_attachment"} {
+		if v, ok := m[name]; ok {
+			t.Errorf("%s is %v", name, v)
+		}
+	}
+	for name, v := range m {
+		if v == nil {
+			t.Errorf("%s is null", name)
+		}
+	}
+	for _, path := range []string{"/instance/volume_attachments", "/keys"} {
+		if a := s.get(path); !strings.Contains(a.raw, "[]") {
+			t.Errorf("%s: %s", path, a.raw)
+		}
+	}
+	s.change(func(i *vpc.Instance) { i.Interfaces = nil })
+	s.get("/instance").want(200)
+	if c := claims(t, s.identityToken()); len(c["ip_addresses"].([]any)) != 0 || len(c["subnets"].([]any)) != 0 {
+		t.Errorf("claims %v", c)
+	}
+}
+
+func TestReadsHaveTheActionsOfTheReference(t *testing.T) {
+	s := start(t)
+	bearer := s.identityToken()
+	j := &notes{}
+	s.wire(j)
+	for path, action := range map[string]string{
+		"/instance":                      "instance.read",
+		"/instance/initialization":       "instance.initialization",
+		"/keys":                          "instance-key.list",
+		"/keys/" + s.key.ID:              "instance-key.get",
+		"/instance/network_interfaces":   "instance-network-interface.list",
+		"/instance/network_attachments":  "instance-network-attachment.list",
+		"/placement_groups":              "instance-placement-group.list",
+		"/instance/volume_attachments":   "instance-volume-attachment.list",
+		"/instance/software_attachments": "instance-software-attachment.list",
+		"/virtual_network_interfaces":    "instance-virtual-network-interface.list",
+		"/instance/volume_attachments/" + s.instance.BootVolume.AttachmentID: "instance-volume-attachment.get",
+		"/instance/network_interfaces/" + s.instance.Interfaces[0].ID:        "instance-network-interface.get",
+	} {
+		s.ask(ask{path: "/metadata/v1" + path + "?" + version, bearer: bearer}).want(200)
+		s.ran(s.service)
+		if got := j.of("is.metadata." + action); len(got) != 1 {
+			t.Errorf("%s: %d events %s", path, len(got), action)
+		}
+	}
+}
+
+func TestAPathSaysWhichMethodsItAnswersTo(t *testing.T) {
+	s := start(t)
+	for path, method := range map[string]string{newBase + "/token": put, newBase + "/iam_tokens": http.MethodPost, "/metadata/v1/keys": http.MethodGet} {
+		item := s.ask(ask{method: http.MethodDelete, path: path + "?" + version}).wantError(404, "not_found", "")
+		if !strings.Contains(item["message"].(string), method+" only") {
+			t.Errorf("%s: %v", path, item["message"])
 		}
 	}
 }

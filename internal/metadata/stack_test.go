@@ -75,12 +75,12 @@ type stack struct {
 
 // start uses ES256 for the host, because making RSA keys is slow; startAs with
 // RS256 is what servers do.
-func start(t *testing.T) *stack {
+func start(t testing.TB) *stack {
 	t.Helper()
 	return startAs(t, jose.ES256)
 }
 
-func startAs(t *testing.T, alg jose.SignatureAlgorithm) *stack {
+func startAs(t testing.TB, alg jose.SignatureAlgorithm) *stack {
 	t.Helper()
 	s := &stack{Env: apitest.New(t), clock: &clock{}}
 	s.d = s.Config.Directory

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"tabard.dev/tabard/internal/attest"
+	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/vpc"
 )
@@ -481,6 +482,38 @@ func TestTokensThatTheHostDidNotMakeForThisInstanceAreRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestARevokedHostsInstancesGetNoIAMToken(t *testing.T) {
+	s := start(t)
+	bearer := s.identityToken()
+	s.iam(bearer, "").want(200)
+	host, ok := s.d.Hosts.Get("local")
+	if !ok {
+		t.Fatal("no host")
+	}
+	revoked := *host
+	revoked.Revoked = true
+	s.update(func(tx *directory.Tx) { s.d.Hosts.Put(tx, &revoked) })
+	s.iam(bearer, "").wantError(401, "unauthenticated", "")
+	for _, action := range []string{"is.metadata.computeresource-token.request", "iam-identity.computeresource-token.login"} {
+		check(t, s.event(action), attest.CheckHost)
+	}
+	s.iam(s.identityToken(), "").wantError(401, "unauthenticated", "")
+}
+
+func TestAKeyIDThatTwoHostsClaimIsNobodys(t *testing.T) {
+	s := start(t)
+	bearer := s.identityToken()
+	host, ok := s.d.Hosts.Get("local")
+	if !ok {
+		t.Fatal("no host")
+	}
+	s.update(func(tx *directory.Tx) {
+		s.d.Hosts.Put(tx, &cluster.Host{ID: "thief", Name: "thief", JWKS: host.JWKS})
+	})
+	s.iam(bearer, "").wantError(401, "unauthenticated", "")
+	check(t, s.event("iam-identity.computeresource-token.login"), attest.CheckIssuer)
 }
 
 func TestADisabledServiceSaysSo(t *testing.T) {

@@ -45,7 +45,9 @@ func newClient(base, token string) *client {
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSHandshakeTimeout: dialTimeout,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+		// Only uploads wait to be told that they are wanted.
+		ExpectContinueTimeout: dialTimeout,
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
 	}
 	return &client{base: base, token: token, http: &http.Client{
 		Timeout: requestTimeout, Transport: transport,
@@ -55,12 +57,18 @@ func newClient(base, token string) *client {
 }
 
 // request is one call. Path is escaped already; Body is sent as JSON unless it
-// is url.Values, which is a form.
+// is url.Values, which is a form, or rawBody.
 type request struct {
 	method, path string
 	query        url.Values
 	header       map[string]string
 	body         any
+}
+
+// rawBody is a file that is sent as it is, however long that takes.
+type rawBody struct {
+	io.Reader
+	size int64
 }
 
 // do sends a request and decodes the answer into into, unless that is nil. An
@@ -70,6 +78,8 @@ func (c *client) do(ctx context.Context, r request, into any) (http.Header, erro
 	contentType := ""
 	switch b := r.body.(type) {
 	case nil:
+	case rawBody:
+		body, contentType = b, "application/octet-stream"
 	case url.Values:
 		body, contentType = strings.NewReader(b.Encode()), "application/x-www-form-urlencoded"
 	default:
@@ -101,7 +111,14 @@ func (c *client) do(ctx context.Context, r request, into any) (http.Header, erro
 	for k, v := range r.header {
 		req.Header.Set(k, v)
 	}
-	res, err := c.http.Do(req)
+	sender := c.http
+	if raw, ok := r.body.(rawBody); ok {
+		req.ContentLength = raw.size
+		patient := *c.http
+		patient.Timeout = 0
+		sender = &patient
+	}
+	res, err := sender.Do(req)
 	if err != nil {
 		return nil, c.unreached(ctx, err)
 	}

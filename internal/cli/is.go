@@ -45,18 +45,12 @@ var keys = &kind{
 		"Key", "public_key", "Resource group", "resource_group.name", "Created", "created_at"),
 }
 
-var images = &kind{
-	noun: "image", plural: "images", listed: "is images", path: "/v1/images", array: "images", id: "id", form: regional, vpc: true, byName: nameFilter,
-	columns: columns("ID", "id", "Name", "name", "Status", "status", "Arch", "operating_system.architecture", "OS name", "operating_system.display_name|operating_system.name",
-		"OS version", "operating_system.version", "Visibility", "visibility", "Resource group", "resource_group.name"),
-	details: columns("ID", "id", "Name", "name", "CRN", "crn", "Status", "status", "Arch", "operating_system.architecture", "OS name", "operating_system.name",
-		"Visibility", "visibility", "Created", "created_at"),
-}
-
 var instanceProfiles = &kind{
 	noun: "instance profile", plural: "instance profiles", listed: "is instance-profiles", path: "/v1/instance/profiles", array: "profiles", id: "name", vpc: true,
 	columns: columns("Name", "name", "Architecture", "vcpu_architecture.value", "Family", "family", "vCPUs", "vcpu_count.value",
 		"Memory(GiB)", "memory.value", "Bandwidth(Mbps)", "bandwidth.value"),
+	details: columns("Name", "name", "Architecture", "vcpu_architecture.value", "Family", "family", "vCPUs", "vcpu_count.value",
+		"Memory(GiB)", "memory.value", "Bandwidth(Mbps)", "bandwidth.value", "Network interfaces", "network_interface_count.max", "Status", "status"),
 }
 
 var floatingIPs = &kind{
@@ -69,30 +63,35 @@ var floatingIPs = &kind{
 
 func isCommands() *cobra.Command {
 	c := group("is", "Manage virtual servers and their networks",
-		"VPCs, subnets, keys, images, virtual servers and floating IPs. Names and IDs are interchangeable.",
+		"VPCs, subnets, security groups, keys, images, virtual servers with their interfaces and volumes, and floating IPs.\n"+
+			"Names and IDs are interchangeable.",
 		"tabard is instances",
 		regionsCommand("tabard is regions"), zonesCommand(),
 		listCommand(vpcs, "vpcs", "tabard is vpcs", inGroup...),
 		getCommand(vpcs, "vpc VPC", "tabard is vpc my-vpc"),
 		vpcCreateCommand(),
+		place{kind: vpcs, family: "is", word: "vpc", args: "VPC", sample: "my-vpc"}.update(change{method: http.MethodPatch, options: newName, example: "--name my-other-vpc"}),
+		addressPrefixesCommand(),
 		deleteCommand(vpcs, "vpc-delete VPC...", "delete", "tabard is vpc-delete my-vpc -f", nil, nil),
 		listCommand(subnets, "subnets", "tabard is subnets --vpc my-vpc", append([]filter{
 			{"vpc", "", "vpc.id", "only in this VPC: name or ID", vpcs}, {"zone", "", "zone.name", "only in this zone", nil},
 		}, inGroup...)...),
 		getCommand(subnets, "subnet SUBNET", "tabard is subnet my-subnet"),
 		subnetCreateCommand(),
+		place{kind: subnets, family: "is", word: "subnet", args: "SUBNET", sample: "my-subnet"}.update(change{method: http.MethodPatch, options: newName, example: "--name my-other-subnet"}),
 		deleteCommand(subnets, "subnet-delete SUBNET...", "delete", "tabard is subnet-delete my-subnet -f", nil, nil),
 		listCommand(keys, "keys", "tabard is keys", inGroup...),
 		getCommand(keys, "key KEY", "tabard is key my-key"),
 		keyCreateCommand(),
+		place{kind: keys, family: "is", word: "key", args: "KEY", sample: "my-key"}.update(change{method: http.MethodPatch, options: newName, example: "--name my-other-key"}),
 		deleteCommand(keys, "key-delete KEY...", "delete", "tabard is key-delete my-key -f", nil, nil),
-		listCommand(images, "images", "tabard is images", append([]filter{
-			{"visibility", "", "visibility", "all, public or private", nil}, {"status", "", "status", "only in this status", nil},
-		}, inGroup...)...),
-		getCommand(images, "image IMAGE", "tabard is image IMAGE"),
 		listCommand(instanceProfiles, "instance-profiles", "tabard is instance-profiles"),
+		getCommand(instanceProfiles, "instance-profile PROFILE_NAME", "tabard is instance-profile bx2-2x8"),
 	)
+	c.AddCommand(securityGroupCommands()...)
+	c.AddCommand(imageCommands()...)
 	c.AddCommand(instanceCommands()...)
+	c.AddCommand(attachedCommands()...)
 	c.AddCommand(floatingIPCommands()...)
 	return c
 }
@@ -166,6 +165,20 @@ func zonesCommand() *cobra.Command {
 		}
 		return zones, nil
 	})
+}
+
+func addressPrefixesCommand() *cobra.Command {
+	return spec{
+		use: "vpc-address-prefixes VPC", short: "List the address prefixes of a VPC", args: cobra.ExactArgs(1),
+		more: "Subnets are parts of them, one prefix for each zone.", example: "tabard is vpc-address-prefixes my-vpc",
+	}.listing("address prefixes", "id", columns("ID", "id", "Name", "name", "CIDR block", "cidr", "Zone", "zone.name", "Has subnets", "has_subnets"),
+		func(s *session, args []string) ([]object, error) {
+			id, err := vpcs.find(s, args[0])
+			if err != nil {
+				return nil, err
+			}
+			return s.client.list(s.ctx(), vpcs.at(id, "address_prefixes"), vpcs.one(), "address_prefixes", 0)
+		})
 }
 
 // create posts a body and shows the object that came of it.
@@ -289,15 +302,20 @@ func floatingIPCommands() []*cobra.Command {
 	}
 }
 
-// nicFlags name a network interface.
-type nicFlags struct{ nic, instance string }
+// nicFlags name a network interface, or a virtual one.
+type nicFlags struct{ nic, instance, vni string }
 
 func (n *nicFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&n.nic, "nic", "", "network interface to bind to: name or ID")
 	f.StringVar(&n.instance, "in", "", "instance of the network interface: name or ID")
+	f.StringVar(&n.vni, "vni", "", "virtual network interface to bind to: name or ID")
 }
 
 func (n *nicFlags) find(s *session) (map[string]string, error) {
+	if n.vni != "" {
+		id, err := virtualInterfaces.find(s, n.vni)
+		return byID(id), err
+	}
 	if n.instance == "" {
 		if id, ok := interfaces.asID(n.nic); ok {
 			return byID(id), nil
@@ -339,8 +357,8 @@ func floatingIPReserveCommand() *cobra.Command {
 			return floatingIPs.create(s, args[0], body)
 		},
 	}.command()
-	c.MarkFlagsMutuallyExclusive("zone", "nic")
-	c.MarkFlagsOneRequired("zone", "nic")
+	c.MarkFlagsMutuallyExclusive("zone", "nic", "vni")
+	c.MarkFlagsOneRequired("zone", "nic", "vni")
 	return c
 }
 
@@ -365,7 +383,7 @@ func floatingIPUpdateCommand() *cobra.Command {
 			switch {
 			case reset:
 				body["target"] = nil
-			case n.nic != "":
+			case n.nic != "" || n.vni != "":
 				target, err := n.find(s)
 				if err != nil {
 					return err
@@ -383,8 +401,8 @@ func floatingIPUpdateCommand() *cobra.Command {
 			return s.made(floatingIPs, o, "The floating IP %s was updated.", args[0])
 		},
 	}.command()
-	c.MarkFlagsMutuallyExclusive("nic", "reset-target")
-	c.MarkFlagsOneRequired("name", "nic", "reset-target")
+	c.MarkFlagsMutuallyExclusive("nic", "vni", "reset-target")
+	c.MarkFlagsOneRequired("name", "nic", "vni", "reset-target")
 	return c
 }
 

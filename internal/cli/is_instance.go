@@ -3,7 +3,6 @@ package cli
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -62,6 +61,7 @@ func instanceCommands() []*cobra.Command {
 		}, inGroup...)...),
 		getCommand(instances, "instance INSTANCE", "tabard is instance my-instance"),
 		instanceCreateCommand(),
+		instanceUpdateCommand(),
 		instanceActionCommand("start", "Start a stopped instance", false),
 		instanceActionCommand("stop", "Stop a running instance", true),
 		instanceActionCommand("reboot", "Reboot a running instance", true),
@@ -76,8 +76,12 @@ func instanceCommands() []*cobra.Command {
 type instanceOptions struct {
 	groupFlags
 	image, keys, primary, userData             string
-	profile, autoLink                          string
+	profile, autoLink, groups                  string
 	metadata, metadataProtocol, metadataHopMax string
+
+	// Of the primary network attachment; any of them makes one.
+	attachment, virtual, address, addressName, virtualGroups string
+	more                                                     string
 }
 
 func instanceCreateCommand() *cobra.Command {
@@ -85,8 +89,9 @@ func instanceCreateCommand() *cobra.Command {
 	return spec{
 		use: "instance-create INSTANCE_NAME VPC ZONE_NAME PROFILE_NAME SUBNET", short: "Create and start a virtual server",
 		more: "VPC, subnet, image, keys and trusted profile are named by name or ID. --primary-network-interface is the JSON of\n" +
-			"the API, or @FILE; the subnet in it, by name or ID, goes before the SUBNET argument. With a default trusted\n" +
-			"profile the server is linked to it, and gets its tokens from the metadata service without naming it.",
+			"the API, or @FILE; the subnet in it, by name or ID, goes before the SUBNET argument. With one of the --pnac flags the\n" +
+			"server is made with network attachments instead. With a default trusted profile the server is linked to it, and gets\n" +
+			"its tokens from the metadata service without naming it.",
 		example: "tabard is instance-create my-instance my-vpc us-south-3 bx2-2x8 my-subnet --image IMAGE --keys my-key --metadata-service true --default-trusted-profile my-trusted-profile",
 		args:    cobra.ExactArgs(5),
 		flags: func(f *pflag.FlagSet) {
@@ -96,6 +101,13 @@ func instanceCreateCommand() *cobra.Command {
 			f.StringVar(&o.userData, "user-data", "", "data for the server's first start, as `TEXT` or @FILE")
 			f.StringVar(&o.profile, "default-trusted-profile", "", "trusted profile that the server puts on: name, ID or CRN")
 			choice(f, &o.autoLink, "default-trusted-profile-auto-link", "true", "link the server to the trusted profile", "true", "false")
+			f.StringVar(&o.groups, "sgs", "", "security groups of the primary network interface, comma-separated: names or IDs")
+			f.StringVar(&o.attachment, "pnac-name", "", "name of the primary network attachment")
+			f.StringVar(&o.virtual, "pnac-vni-name", "", "name of its virtual network interface")
+			f.StringVar(&o.address, "pnac-vni-rip-address", "", "address of the virtual network interface")
+			f.StringVar(&o.addressName, "pnac-vni-rip-name", "", "name of that address")
+			f.StringVar(&o.virtualGroups, "pnac-vni-sgs", "", "security groups of the virtual network interface, comma-separated: names or IDs")
+			f.StringVar(&o.more, "network-attachments", "", "further network attachments, as `JSON` or @FILE")
 			choice(f, &o.metadata, "metadata-service", "", "give the server its metadata service", "true", "false")
 			choice(f, &o.metadataProtocol, "metadata-service-protocol", "", "protocol of the metadata service", "http", "https")
 			f.StringVar(&o.metadataHopMax, "metadata-service-response-hop-limit", "", "how many hops answers of the metadata service live, 1 to 64")
@@ -125,7 +137,12 @@ func (o *instanceOptions) body(s *session, args []string) (map[string]any, error
 		return nil, err
 	}
 	body["vpc"] = byID(vpc)
-	if body["primary_network_interface"], err = o.interfaceBody(s, vpc, args[4]); err != nil {
+	if o.attached() {
+		err = o.attachments(s, vpc, args[4], body)
+	} else {
+		body["primary_network_interface"], err = o.interfaceBody(s, vpc, args[4])
+	}
+	if err != nil {
 		return nil, err
 	}
 	if o.image != "" {
@@ -166,6 +183,137 @@ func (o *instanceOptions) body(s *session, args []string) (map[string]any, error
 		}
 	}
 	return body, o.set(s, body)
+}
+
+// attached reports whether the instance is to have network attachments.
+func (o *instanceOptions) attached() bool {
+	return o.attachment+o.virtual+o.address+o.addressName+o.virtualGroups+o.more != ""
+}
+
+// attachments puts the network attachments into the body of an instance.
+func (o *instanceOptions) attachments(s *session, vpc, subnet string, body map[string]any) error {
+	if o.primary+o.groups != "" {
+		return Usage("give either flags of network attachments or --primary-network-interface and --sgs")
+	}
+	id, err := findSubnet(s, vpc, subnet)
+	if err != nil {
+		return err
+	}
+	virtual := map[string]any{"subnet": byID(id)}
+	if o.virtual != "" {
+		virtual["name"] = o.virtual
+	}
+	if o.address+o.addressName != "" {
+		ip := map[string]any{}
+		for name, value := range map[string]string{"address": o.address, "name": o.addressName} {
+			if value != "" {
+				ip[name] = value
+			}
+		}
+		virtual["primary_ip"] = ip
+	}
+	if o.virtualGroups != "" {
+		if virtual["security_groups"], err = findGroups(s, vpc, o.virtualGroups); err != nil {
+			return err
+		}
+	}
+	attachment := map[string]any{"virtual_network_interface": virtual}
+	if o.attachment != "" {
+		attachment["name"] = o.attachment
+	}
+	body["primary_network_attachment"] = attachment
+	if o.more == "" {
+		return nil
+	}
+	text, err := fileOrText(s.cmd, o.more)
+	if err != nil {
+		return during(err, "read the network attachments")
+	}
+	var more []any
+	if err := json.Unmarshal([]byte(text), &more); err != nil {
+		return Usage("--network-attachments is not a JSON array")
+	}
+	body["network_attachments"] = more
+	return nil
+}
+
+// findGroups returns references to the security groups of a VPC that are named,
+// comma-separated.
+func findGroups(s *session, vpc, names string) ([]any, error) {
+	refs := []any{}
+	for _, name := range splitList(names) {
+		id, err := securityGroups.find(s, name, "vpc.id", vpc)
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, byID(id))
+	}
+	return refs, nil
+}
+
+// findSubnet returns the id of a subnet of a VPC. Names of subnets are only
+// unique in a VPC.
+func findSubnet(s *session, vpc, ref string) (string, error) {
+	if id, ok := subnets.asID(ref); ok {
+		return id, nil
+	}
+	items, err := subnets.list(s, "vpc.id", vpc)
+	if err != nil {
+		return "", err
+	}
+	items = slices.DeleteFunc(items, func(o object) bool { return o.text("vpc.id") != vpc })
+	return subnets.pick(s, items, ref)
+}
+
+func instanceUpdateCommand() *cobra.Command {
+	var o instanceOptions
+	var name, profile string
+	return spec{
+		use: "instance-update INSTANCE", short: "Change an instance", args: cobra.ExactArgs(1),
+		more: "What no flag names keeps its value. The metadata service follows at once; the hardware profile can be changed while the\n" +
+			"instance is stopped.",
+		example: "tabard is instance-update my-instance --metadata-service true --metadata-service-protocol https",
+		flags: func(f *pflag.FlagSet) {
+			f.StringVar(&name, "name", "", "new name")
+			f.StringVar(&profile, "profile", "", "hardware profile")
+			choice(f, &o.metadata, "metadata-service", "", "give the server its metadata service", "true", "false")
+			choice(f, &o.metadataProtocol, "metadata-service-protocol", "", "protocol of the metadata service", "http", "https")
+			f.StringVar(&o.metadataHopMax, "metadata-service-response-hop-limit", "", "how many hops answers of the metadata service live, 1 to 64")
+			alias(f, "metadata-service", "ms")
+			alias(f, "metadata-service-protocol", "msp")
+			alias(f, "metadata-service-response-hop-limit", "msrhl")
+			idFlag(f)
+		},
+		run: func(s *session, args []string) error {
+			body := map[string]any{}
+			if name != "" {
+				body["name"] = name
+			}
+			if profile != "" {
+				body["profile"] = byName(profile)
+			}
+			metadata, err := o.metadataBody()
+			if err != nil {
+				return err
+			}
+			if len(metadata) > 0 {
+				body["metadata_service"] = metadata
+			}
+			if len(body) == 0 {
+				return Usage("nothing to change: give --name, --profile or a flag of the metadata service")
+			}
+			s.announce("Updating instance %s", args[0])
+			id, err := instances.find(s, args[0])
+			if err != nil {
+				return err
+			}
+			changed, err := s.send(request{method: http.MethodPatch, path: instances.at(id), query: instances.one(), body: body, header: mergePatch})
+			if err != nil {
+				return err
+			}
+			return s.made(instances, changed, "The instance %s was updated.", args[0])
+		},
+	}.command()
 }
 
 func (o *instanceOptions) metadataBody() (map[string]any, error) {
@@ -221,25 +369,24 @@ func (o *instanceOptions) interfaceBody(s *session, vpc, subnet string) (map[str
 		}
 		subnet = name
 	}
-	id, ok := subnets.asID(subnet)
-	if !ok {
-		items, err := subnets.list(s, "vpc.id", vpc)
-		if err != nil {
-			return nil, err
-		}
-		// Names of subnets are only unique in a VPC.
-		items = slices.DeleteFunc(items, func(o object) bool { return o.text("vpc.id") != vpc })
-		if id, err = subnets.pick(s, items, subnet); err != nil {
-			return nil, err
-		}
+	id, err := findSubnet(s, vpc, subnet)
+	if err != nil {
+		return nil, err
 	}
 	nic["subnet"] = byID(id)
 	return nic, o.securityGroups(s, vpc, nic)
 }
 
 // securityGroups replaces the names of security groups in an interface by their
-// ids. A VPC's default one is known by the VPC.
+// ids. Those of --sgs go before them.
 func (o *instanceOptions) securityGroups(s *session, vpc string, nic map[string]any) error {
+	if o.groups != "" {
+		refs, err := findGroups(s, vpc, o.groups)
+		if err != nil {
+			return err
+		}
+		nic["security_groups"] = refs
+	}
 	list, ok := nic["security_groups"].([]any)
 	if !ok {
 		return nil
@@ -250,14 +397,11 @@ func (o *instanceOptions) securityGroups(s *session, vpc string, nic map[string]
 		if !ok || !byName {
 			continue
 		}
-		v, _, err := s.get(vpcs.at(vpc), vpcs.one())
+		id, err := securityGroups.find(s, name, "vpc.id", vpc)
 		if err != nil {
-			return during(err, "find security group "+name)
+			return err
 		}
-		if v.text("default_security_group.name") != name {
-			return fmt.Errorf("the VPC has no security group named %q", name)
-		}
-		list[i] = byID(v.text("default_security_group.id"))
+		list[i] = byID(id)
 	}
 	return nil
 }

@@ -165,6 +165,7 @@ func TestTheCommandLinesOfAPodWorkAsWritten(t *testing.T) {
 
 func TestTheSubnetInTheJSONGoesBeforeTheArgument(t *testing.T) {
 	s := sceneA(t)
+	s.answer("GET /v1/security_groups", list("security_groups", item("id", "r006-sg", "name", "sg-default")))
 	s.login()
 	run(t, "is", "instance-create", "vm", vpcID, "us-south-3", "bx2-2x8", "no-such-subnet",
 		"--primary-network-interface", `{"name":"primary-nic","subnet":{"name":"my-subnet"}}`).want(0)

@@ -61,7 +61,7 @@ func (s *service) newFloatingIP(c *api.Call, b *floatingIPBody, groupID string) 
 	case b.Zone != nil && b.Target != nil:
 		return nil, badField("zone", "Give either zone or target, not both.")
 	case b.Target != nil:
-		i, nic, err := s.bindable(c, b.Target, "target")
+		i, nic, err := s.bindable(c, b.Target, "target", "")
 		if err != nil {
 			return nil, err
 		}
@@ -87,8 +87,8 @@ func (s *service) newFloatingIP(c *api.Call, b *floatingIPBody, groupID string) 
 
 // bindable finds the interface that a floating IP is to be bound to, asks
 // whether the caller may operate its instance, and refuses one that has a
-// floating IP already.
-func (s *service) bindable(c *api.Call, ref *identityRef, field string) (*vpc.Instance, *vpc.Interface, error) {
+// floating IP already, other than the one with the id except.
+func (s *service) bindable(c *api.Call, ref *identityRef, field, except string) (*vpc.Instance, *vpc.Interface, error) {
 	id := ref.ID
 	if id == "" && ref.CRN != "" {
 		var err error
@@ -118,7 +118,7 @@ func (s *service) bindable(c *api.Call, ref *identityRef, field string) (*vpc.In
 	if err := alive(i); err != nil {
 		return nil, nil, err
 	}
-	if bound := s.boundTo(i.ID, nic.ID); len(bound) > 0 {
+	if bound := s.boundTo(i.ID, nic.ID); len(bound) > 0 && bound[0].ID != except {
 		return nil, nil, fault.New(fault.Conflict, "target_in_use", "The network interface %s already has the floating IP %s.", id, bound[0].Address).On(field)
 	}
 	return i, nic, nil
@@ -170,11 +170,7 @@ func (s *service) retarget(c *api.Call, raw json.RawMessage, f, changed *vpc.Flo
 	if err := json.Unmarshal(raw, &ref); err != nil {
 		return badField("target", "The property target must be null or an object with the id of a network interface.")
 	}
-	if on, ok := s.bound(f); ok && on.known(ref.ID) {
-		changed.InstanceID, changed.InterfaceID = f.InstanceID, f.InterfaceID
-		return nil
-	}
-	i, nic, err := s.bindable(c, &ref, "target")
+	i, nic, err := s.bindable(c, &ref, "target", f.ID)
 	if err != nil {
 		return err
 	}

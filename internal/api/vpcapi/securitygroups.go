@@ -420,8 +420,8 @@ func (s *service) endpoint(g *vpc.SecurityGroup, b *endpointBody, field string) 
 			return netip.Prefix{}, "", err
 		}
 	}
-	if id == g.ID { // perhaps not stored yet
-		return netip.Prefix{}, id, nil
+	if id == g.ID || id == "" && b.Name == g.Name { // perhaps not stored yet
+		return netip.Prefix{}, g.ID, nil
 	}
 	if v, ok := s.d.VPCs.Get(g.VPCID); ok {
 		for _, other := range s.groupsOf(v) {

@@ -19,6 +19,8 @@ type Capacity struct {
 	VCPUs     int
 	MemoryMiB int // 0 means that memory is not counted
 	Version   string
+
+	IdentityCA string // in PEM: what instances' identity certificates are checked with
 }
 
 // Drivers, by what they can run.

@@ -64,18 +64,23 @@ func Register(mux *http.ServeMux, cfg *api.Config, opts Options) {
 
 // body shows a host.
 type body struct {
-	ID        string    `json:"id"`
-	CRN       string    `json:"crn"`
-	Name      string    `json:"name"`
-	Zone      string    `json:"zone,omitempty"`
-	Status    string    `json:"status"` // connected, away, revoked
-	Since     *string   `json:"since,omitempty"`
-	Drivers   []string  `json:"drivers"`
-	VCPUs     int       `json:"vcpus"`
-	MemoryMiB int       `json:"memory_mib"`
-	Version   string    `json:"version,omitempty"`
-	Instances int       `json:"instances"`
-	Keys      []string  `json:"keys"`
+	ID        string   `json:"id"`
+	CRN       string   `json:"crn"`
+	Name      string   `json:"name"`
+	Zone      string   `json:"zone,omitempty"`
+	Status    string   `json:"status"` // connected, away, revoked
+	Since     *string  `json:"since,omitempty"`
+	Drivers   []string `json:"drivers"`
+	VCPUs     int      `json:"vcpus"`
+	MemoryMiB int      `json:"memory_mib"`
+	Version   string   `json:"version,omitempty"`
+	Instances int      `json:"instances"`
+	Keys      []string `json:"keys"`
+
+	// IdentityCA checks the identity certificates of the host's instances. It is
+	// the host's word while it is connected, and covers nobody else's instances.
+	IdentityCA string `json:"identity_ca,omitempty"`
+
 	CreatedAt time.Time `json:"created_at"`
 	EntityTag string    `json:"entity_tag"`
 }
@@ -84,7 +89,7 @@ func (h *handler) encode(x *cluster.Host) body {
 	c, since, here := h.opts.Scheduler.Here(x.ID)
 	b := body{
 		ID: x.ID, CRN: h.crn(x.ID), Name: x.Name, Zone: x.Zone, Status: "away", Drivers: c.Drivers, VCPUs: c.VCPUs,
-		MemoryMiB: c.MemoryMiB, Version: c.Version, Instances: h.Directory.InstancesByHost.Len(x.ID), Keys: x.KeyIDs(),
+		MemoryMiB: c.MemoryMiB, Version: c.Version, IdentityCA: c.IdentityCA, Instances: h.Directory.InstancesByHost.Len(x.ID), Keys: x.KeyIDs(),
 		CreatedAt: x.CreatedAt.UTC(), EntityTag: x.Tag(x.ID),
 	}
 	if b.Drivers == nil {

@@ -46,6 +46,7 @@ func (h *handler) stream(c *api.Call, x *cluster.Host) (api.Reply, error) {
 	return api.Reply{Stream: func(w http.ResponseWriter, r *http.Request) {
 		leave := h.opts.Scheduler.Arrive(x.ID, placement.Capacity{
 			Drivers: capacity.Drivers, VCPUs: capacity.VCPUs, MemoryMiB: capacity.MemoryMiB, Version: capacity.Version,
+			IdentityCA: capacity.IdentityCA,
 		})
 		defer leave()
 		s := &sender{handler: h, host: x, w: w, rc: http.NewResponseController(w), sent: map[string][]byte{}}

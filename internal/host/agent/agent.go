@@ -135,7 +135,7 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if a.driver, a.capacity, err = cfg.Drivers(ctx, Environment{Dir: cfg.Dir, Images: a.client, CA: ca.RootPEM(), Log: cfg.Log}); err != nil {
 		return nil, err
 	}
-	a.capacity.Version = cfg.Version
+	a.capacity.Version, a.capacity.IdentityCA = cfg.Version, ca.IdentityRootPEM()
 	a.service = metadata.New(metadata.Config{
 		Instances: a.world, IAM: a.client, Signer: a.client.signer, Certificates: ca, Journal: a.journal,
 		Tokens: &attest.OwnInstances{HostID: a.id.ID, Keys: a.client.signer, Placements: a.world, Region: a.id.Region, Now: cfg.Now},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -16,10 +17,11 @@ import (
 	"tabard.dev/tabard/internal/host/link"
 	"tabard.dev/tabard/internal/host/netns"
 	"tabard.dev/tabard/internal/host/network"
+	"tabard.dev/tabard/internal/host/qemu"
 )
 
 // Open makes the drivers. Their machines outlive the agent.
-func (c *DriverConfig) Open(ctx context.Context, e Environment) (host.Driver, link.Capacity, error) {
+func (c *DriverConfig) Open(_ context.Context, e Environment) (host.Driver, link.Capacity, error) {
 	capacity := link.Capacity{VCPUs: runtime.NumCPU(), MemoryMiB: c.MemoryMiB, Drivers: []string{}}
 	if capacity.MemoryMiB == 0 {
 		var info unix.Sysinfo_t
@@ -44,7 +46,7 @@ func (c *DriverConfig) Open(ctx context.Context, e Environment) (host.Driver, li
 		return nil, capacity, fmt.Errorf("the network of instances: %w", err)
 	}
 	choice := &host.Choice{}
-	if err := c.fill(ctx, choice, net, e); err != nil {
+	if err := c.fill(choice, net, e); err != nil {
 		return nil, capacity, errors.Join(err, choice.Close(), net.Close())
 	}
 	for name, d := range map[string]host.Driver{DriverQEMU: choice.Images, DriverNetns: choice.Stock} {
@@ -58,7 +60,7 @@ func (c *DriverConfig) Open(ctx context.Context, e Environment) (host.Driver, li
 
 // fill makes each driver that is wanted. Of those that nobody has named, one
 // that does not work here is left out with a word in the log.
-func (c *DriverConfig) fill(ctx context.Context, choice *host.Choice, net *network.Network, e Environment) error {
+func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environment) error {
 	wanted, err := c.wanted()
 	if err != nil {
 		return err
@@ -70,6 +72,12 @@ func (c *DriverConfig) fill(ctx context.Context, choice *host.Choice, net *netwo
 	}{
 		{DriverNetns, &choice.Stock, func() (host.Driver, error) {
 			return netns.New(netns.Config{Network: net, Keep: true, Dir: filepath.Join(e.Dir, "namespaces"), Log: e.Log})
+		}},
+		{DriverQEMU, &choice.Images, func() (host.Driver, error) {
+			return qemu.New(qemu.Config{
+				Dir: e.Dir, Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
+				CACert: []byte(e.CA), Log: e.Log,
+			})
 		}},
 	} {
 		if wanted != nil && !slices.Contains(wanted, make.name) {
@@ -91,6 +99,27 @@ func (c *DriverConfig) fill(ctx context.Context, choice *host.Choice, net *netwo
 // Found looks for machines that something else runs, until the context ends.
 func (c *DriverConfig) Found(ctx context.Context, _ *slog.Logger, tell func(context.Context, []link.Machine) error) {
 	<-ctx.Done()
+}
+
+// taps is the network as the qemu driver uses it.
+type taps struct{ *network.Network }
+
+// AttachTap implements [qemu.Network].
+func (t taps) AttachTap(ctx context.Context, m host.Machine, h host.Handlers) (qemu.Port, []*os.File, error) {
+	p, files, err := t.Network.AttachTap(ctx, m, h)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p, files, nil
+}
+
+// TakeUpTap implements [qemu.Network].
+func (t taps) TakeUpTap(ctx context.Context, m host.Machine, h host.Handlers) (qemu.Port, error) {
+	p, err := t.Network.TakeUpTap(ctx, m, h)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // joined closes the drivers' network after them.

@@ -63,6 +63,10 @@ type Capacity struct {
 	VCPUs     int      `json:"vcpus"`
 	MemoryMiB int      `json:"memory_mib"`
 	Version   string   `json:"version"`
+
+	// IdentityCA is the certificate, in PEM, under which the host's instances
+	// get identity certificates, for those who check them.
+	IdentityCA string `json:"identity_ca,omitempty"`
 }
 
 // Message is one line of the stream. A new stream begins with Hello, goes on

@@ -606,7 +606,7 @@ func (d *Driver) Delete(ctx context.Context, id string) error {
 }
 
 // Ended delivers machines whose guest powered off, or whose QEMU ended, without
-// having been told.
+// having been told. The channel is never closed.
 func (d *Driver) Ended() <-chan string { return d.ended }
 
 // Access names the file of a running machine's console.

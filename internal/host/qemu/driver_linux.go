@@ -44,6 +44,8 @@ type Driver struct {
 	machines map[string]*machine
 }
 
+var _ host.Driver = (*Driver)(nil)
+
 // machine is one that this process runs, or is busy with.
 type machine struct {
 	id, dir string

@@ -38,7 +38,7 @@ type accelerator struct {
 	chosen string
 }
 
-// choose returns kvm or tcg.
+// accelerator returns kvm or tcg.
 func (d *Driver) accelerator(ctx context.Context) (string, error) {
 	if d.cfg.Accel != AccelAuto {
 		return d.cfg.Accel, nil
@@ -80,7 +80,7 @@ func (d *Driver) prove(ctx context.Context, accel string) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
-	cmd := exec.CommandContext(limited, d.cfg.QEMU, "-accel", accel, "-cpu", processor(accel), //nolint:gosec // the configured program
+	cmd := exec.CommandContext(limited, d.cfg.QEMU, "-accel", accel, "-cpu", processor(accel),
 		"-machine", "q35", "-m", "64", "-nodefaults", "-no-user-config", "-display", "none", "-sandbox", sandbox,
 		"-add-fd", "fd=3,set=1",
 		"-blockdev", `{"driver":"raw","node-name":"d","file":{"driver":"file","filename":"/dev/fdset/1"}}`,

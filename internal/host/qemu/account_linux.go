@@ -58,7 +58,7 @@ func id(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// choose returns the account for Config.User.
+// account returns the account for Config.User.
 func (d *Driver) account() (*account, error) {
 	if d.cfg.User != "" {
 		return findAccount(d.cfg.User)

@@ -44,6 +44,8 @@ type Driver struct {
 	machines map[string]*machine
 }
 
+var _ host.Driver = (*Driver)(nil)
+
 // machine is one that this process runs, or is busy with.
 type machine struct {
 	id, dir string
@@ -606,7 +608,7 @@ func (d *Driver) Delete(ctx context.Context, id string) error {
 }
 
 // Ended delivers machines whose guest powered off, or whose QEMU ended, without
-// having been told.
+// having been told. The channel is never closed.
 func (d *Driver) Ended() <-chan string { return d.ended }
 
 // Access names the file of a running machine's console.

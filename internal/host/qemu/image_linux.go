@@ -32,7 +32,7 @@ func (d *Driver) inspect(ctx context.Context, path, format string) error {
 	defer cancel()
 	// prlimit bounds itself and then becomes qemu-img; from outside, it takes
 	// more privileges to bound another user's process.
-	cmd := exec.CommandContext(ctx, d.prlimit, //nolint:gosec // the configured programs
+	cmd := exec.CommandContext(ctx, d.prlimit,
 		fmt.Sprintf("--as=%d", inspectMemory), fmt.Sprintf("--cpu=%d", inspectTime/time.Second),
 		d.cfg.QEMUImg, "info", "--output=json", "--image-opts",
 		"driver="+format+",file.driver=file,file.filename=/proc/self/fd/3")
@@ -90,7 +90,7 @@ func (d *Driver) makeDisk(ctx context.Context, dir, image, format string, size i
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("looking for the disk: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, d.cfg.QEMUImg, "create", "-q", "-f", "qcow2", "-u", "-F", format, "-b", image, //nolint:gosec // the configured program
+	cmd := exec.CommandContext(ctx, d.cfg.QEMUImg, "create", "-q", "-f", "qcow2", "-u", "-F", format, "-b", image,
 		path+unfinished, strconv.FormatInt(size, 10))
 	var says tail
 	cmd.Stderr = &says

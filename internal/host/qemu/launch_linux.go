@@ -186,9 +186,8 @@ func (d *Driver) launch(ctx context.Context, x *machine, r *record, m host.Machi
 	if err != nil {
 		return nil, fmt.Errorf("starting QEMU: %w", err)
 	}
-	own.files = append(own.files, speaks) // to be closed; it is not inherited by number
-	// Not bound to a context: it lives until it is told to end.
-	cmd := exec.Command(d.cfg.QEMU, args...) //nolint:gosec,noctx // the configured program, which outlives the call
+	own.files = append(own.files, speaks)    // to be closed; it is not inherited by number
+	cmd := exec.Command(d.cfg.QEMU, args...) //nolint:noctx // it outlives the call
 	cmd.ExtraFiles = own.files[:len(own.files)-1]
 	cmd.Stderr = speaks
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), mark + x.dir}
@@ -214,6 +213,9 @@ func (d *Driver) launch(ctx context.Context, x *machine, r *record, m host.Machi
 		words.close()
 		if text := words.last.String(); text != "" {
 			err = fmt.Errorf("%w: QEMU says: %s", err, text)
+		}
+		if accel == AccelKVM {
+			err = fmt.Errorf("%w: if KVM is the reason, let the agent choose the acceleration (auto) or emulate (tcg)", err)
 		}
 		return nil, err
 	}

@@ -125,7 +125,7 @@ func syncDir(path string) error {
 	return d.Sync()
 }
 
-// machines returns the ids of the machines that have a directory.
+// directories returns the ids of the machines that have a directory.
 func (d *Driver) directories() ([]string, error) {
 	entries, err := os.ReadDir(d.dir)
 	if err != nil {

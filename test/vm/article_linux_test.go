@@ -84,7 +84,7 @@ func (s *site) hostOf(id string) *node {
 	var found *node
 	s.await("a host has "+id, func() bool {
 		for _, h := range s.hosts {
-			out, err := s.try("", "ls", h.dir+"/machines", h.dir+"/namespaces")
+			out, err := s.try("", "ls", h.dir+"/vm/machines", h.dir+"/namespaces")
 			if (err == nil || out != "") && strings.Contains(out, id) {
 				found = h
 				return true

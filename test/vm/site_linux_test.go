@@ -19,8 +19,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -110,10 +112,9 @@ func newSite(t *testing.T, hosts int, agent ...string) *site {
 		t.Fatal(err)
 	}
 	s := &site{t: t, bin: bin, dir: t.TempDir(), core: fmt.Sprintf("tvm%d-core", os.Getpid()), log: &logs{}}
-	before := traces()
 	t.Cleanup(func() {
 		s.tearDown()
-		if left := added(before, traces()); len(left) > 0 {
+		if left := s.traces(); len(left) > 0 {
 			t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 		}
 		if t.Failed() {
@@ -253,24 +254,26 @@ func (s *site) tearDown() {
 	_, _ = s.try("", "ip", "netns", "del", s.core)
 }
 
-// traces are what this machine has that a test could leave behind.
-func traces() []string {
+// traces are what this machine still has of the test's: namespaces, devices,
+// tables of the firewall, processes. Other tests may run beside it, so each is
+// told by a name that only ours have.
+func (s *site) traces() []string {
+	marks := []string{s.dir, fmt.Sprintf("tvm%d-", os.Getpid())}
+	for _, h := range s.hosts {
+		// What an agent makes is named after its directory.
+		sum := sha256.Sum256([]byte(h.dir))
+		marks = append(marks, hex.EncodeToString(sum[:4]))
+	}
 	var out []string
-	for _, cmd := range [][]string{{"ip", "netns", "list"}, {"ip", "-o", "link"}, {"nft", "list", "tables"}, {"pgrep", "-a", "qemu-system"}, {"ls", "/etc/netns"}} {
-		b, _ := exec.Command(cmd[0], cmd[1:]...).Output() // pgrep and ls fail when there is nothing
+	for _, cmd := range [][]string{{"ip", "netns", "list"}, {"ip", "-o", "link"}, {"nft", "list", "tables"}, {"pgrep", "-a", "."}, {"ls", "/etc/netns"}} {
+		b, _ := exec.Command(cmd[0], cmd[1:]...).Output() // ls fails when there is nothing
 		for line := range strings.Lines(string(b)) {
-			line = strings.TrimSpace(line)
-			if cmd[1] == "-o" {
-				line = strings.Join(strings.Fields(line)[:2], " ")
+			if slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(line, m) }) {
+				out = append(out, cmd[0]+": "+strings.TrimSpace(line))
 			}
-			out = append(out, cmd[0]+": "+strings.Fields(line + " -")[0]+" "+strings.Join(strings.Fields(line), " "))
 		}
 	}
 	return out
-}
-
-func added(before, after []string) []string {
-	return slices.DeleteFunc(after, func(s string) bool { return slices.Contains(before, s) })
 }
 
 // try runs a command in a namespace ("" is our own) and returns what it printed.

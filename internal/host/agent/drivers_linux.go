@@ -75,7 +75,7 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 		}},
 		{DriverQEMU, &choice.Images, func() (host.Driver, error) {
 			return qemu.New(qemu.Config{
-				Dir: e.Dir, Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
+				Dir: filepath.Join(e.Dir, "vm"), Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
 				CACert: []byte(e.CA), Log: e.Log,
 			})
 		}},

@@ -2,6 +2,8 @@ package netns
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -10,13 +12,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
 
 	"tabard.dev/tabard/internal/host"
@@ -27,27 +29,45 @@ import (
 
 const server = "127.0.0.1:8470"
 
-func newRig(t *testing.T) *rig {
+// rig is a driver whose leavings are checked when the test ends.
+type rig struct {
+	t     *testing.T
+	n     *network.Network
+	d     *driver
+	state string
+	dir   string
+}
+
+func newRig(t *testing.T) *rig { return newKeepingRig(t, false) }
+
+func newKeepingRig(t *testing.T, keep bool) *rig {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
 	// Tests run beside others of this machine, so each has its own state.
-	state := tag(fmt.Sprint(t.Name(), os.Getpid()), 8)
+	sum := sha256.Sum256(fmt.Append(nil, t.Name(), os.Getpid()))
+	r := &rig{t: t, state: hex.EncodeToString(sum[:4]), dir: filepath.Join(t.TempDir(), "machines")}
 	goroutines := goleak.IgnoreCurrent()
 	links := ownLinks(t)
-	d, err := New(Config{State: state})
-	if err != nil {
-		t.Fatal(err)
-	}
 	files := openFiles(t)
-	r := &rig{t, d.(*driver)}
+	r.open(keep)
 	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
+		if keep {
+			r.lose()
+			r.open(false)
+		}
+		if err := r.d.Close(); err != nil {
 			t.Errorf("closing: %v", err)
 		}
-		if left, err := namespace.Named(r.d.prefix()); err != nil || len(left) > 0 {
+		if err := r.n.Close(); err != nil {
+			t.Errorf("closing the network: %v", err)
+		}
+		if left, err := namespace.Named("tabard-" + r.state); err != nil || len(left) > 0 {
 			t.Errorf("namespaces left: %v %v", left, err)
+		}
+		if left, err := filepath.Glob(configuration + "/tabard-" + r.state + "*"); err != nil || len(left) > 0 {
+			t.Errorf("left beside the namespaces: %v %v", left, err)
 		}
 		if left := ownLinks(t); !slices.Equal(left, links) {
 			t.Errorf("links of the host's own namespace: %v, before: %v", left, links)
@@ -58,10 +78,40 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
+// open makes the network and the driver; again, after those before were lost.
+func (r *rig) open(keep bool) {
+	r.t.Helper()
+	if err := r.make(keep); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) make(keep bool) error {
+	var err error
+	if r.n, err = network.New(network.Config{State: r.state}); err != nil {
+		return err
+	}
+	d, err := New(Config{Network: r.n, Keep: keep, Dir: r.dir})
+	if err != nil {
+		return err
+	}
+	r.d = d.(*driver)
+	return nil
+}
+
+// lose closes all sockets, as the death of the process would, and removes
+// nothing.
+func (r *rig) lose() {
+	r.t.Helper()
+	if err := errors.Join(r.d.Close(), r.n.Close()); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // ownLinks are the links in the host's own namespace.
 func ownLinks(t *testing.T) []string {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := namespace.Whole(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,13 +142,27 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
-func spec(id, vpc, address string, n byte) host.Machine {
+// inst is a machine as the tests see it.
+type inst struct {
+	*rig
+	host.Machine
+}
+
+var everything = []host.Pass{{Protocol: "all"}}
+
+func spec(id, vpcID, address string, n byte) host.Machine {
 	return host.Machine{
-		ID: id, VPC: vpc, MAC: net.HardwareAddr{2, 0, 7, 0, 0, n}.String(),
-		Address: netip.MustParseAddr(address), Subnet: netip.MustParsePrefix("10.240.0.0/24"),
-		Metadata: true, HopLimit: 1,
+		ID: id, VPC: vpcID,
+		Interfaces: []host.Interface{{
+			ID: "nic-" + id, MAC: net.HardwareAddr{2, 0, 7, 0, 0, n}.String(),
+			Address: netip.MustParseAddr(address), Subnet: netip.MustParsePrefix("10.240.0.0/24"),
+			Firewall: host.Firewall{Inbound: everything, Outbound: everything},
+		}},
+		Metadata: vpc.MetadataService{Enabled: true, Protocol: "http", ResponseHopLimit: 1},
 	}
 }
+
+const metadataURL = "http://169.254.169.254/metadata/v1/instance"
 
 // names answers with the machine's id.
 func names(id string) http.Handler {
@@ -134,7 +198,7 @@ func (i *inst) inside(f func() error) error {
 	if !ok {
 		i.t.Fatalf("%s does not run", i.ID)
 	}
-	ns, err := netns.GetFromName(a.Namespace)
+	ns, err := namespace.Open(a.Namespace)
 	if err != nil {
 		i.t.Fatal(err)
 	}
@@ -267,7 +331,7 @@ func TestStopRemovesAMachineAndTheLastOneItsRouter(t *testing.T) {
 	r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4), server)
 	b := r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
 	spaces := func() int {
-		left, err := namespace.Named(r.d.prefix())
+		left, err := namespace.Named("tabard-" + r.state)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -280,7 +344,7 @@ func TestStopRemovesAMachineAndTheLastOneItsRouter(t *testing.T) {
 		if step.id == "0717_b" {
 			b.reachesItsOwn()
 		}
-		if err := r.d.Stop(ctx, step.id); err != nil {
+		if err := r.d.Stop(ctx, step.id, false); err != nil {
 			t.Fatal(err)
 		}
 		if got := spaces(); got != step.want {
@@ -299,12 +363,12 @@ func TestStopDisconnectsAProcessThatStaysInside(t *testing.T) {
 	r := newRig(t)
 	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4), server)
 	access, _ := r.d.Access(a.ID)
-	ns, err := netns.GetFromName(access.Namespace)
+	ns, err := namespace.Open(access.Namespace)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	if err := r.d.Stop(context.Background(), a.ID); err != nil {
+	if err := r.d.Stop(context.Background(), a.ID, false); err != nil {
 		t.Fatal(err)
 	}
 	err = namespace.Within(ns, func() error {
@@ -336,9 +400,9 @@ func TestStopDisconnectsAProcessThatStaysInside(t *testing.T) {
 
 func TestNewRemovesWhatACrashLeftBehind(t *testing.T) {
 	r := newRig(t)
-	prefix := r.d.prefix()
+	prefix := "tabard-" + r.state + "-"
 	// As after a crash: the namespaces are there and joined, nobody knows them.
-	router, err := namespace.Create(prefix+"r-00000001", prepareRouter)
+	router, err := namespace.Create(prefix+"r-00000001", func() error { return namespace.Up("lo") })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,7 +426,7 @@ func TestNewRemovesWhatACrashLeftBehind(t *testing.T) {
 	if err := os.WriteFile(namespace.Directory+"/"+prefix+"i-00000002", nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
-	foreign := "tabard-ffffffff-i-" + tag(prefix, 8)
+	foreign := "tabard-ffffffff-i-" + r.state
 	other, err := namespace.Create(foreign, func() error { return nil })
 	if err != nil {
 		t.Fatal(err)
@@ -370,7 +434,7 @@ func TestNewRemovesWhatACrashLeftBehind(t *testing.T) {
 	other.Close()
 	defer namespace.Remove(foreign)
 
-	d, err := New(Config{State: r.d.state})
+	d, err := New(Config{Network: r.n})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -407,14 +471,14 @@ func TestManyMachinesStartAndStopAtOnce(t *testing.T) {
 					return
 				}
 				(&inst{r, m}).reachesItsOwn()
-				if err := r.d.Stop(ctx, m.ID); err != nil {
+				if err := r.d.Stop(ctx, m.ID, true); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		each.Wait()
 	}
-	if left, err := namespace.Named(r.d.prefix()); err != nil || len(left) > 0 {
+	if left, err := namespace.Named("tabard-" + r.state); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
@@ -444,17 +508,11 @@ func TestAMachineThatCannotStartLeavesNothing(t *testing.T) {
 	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
 	m := spec("0717_b", "vpc-1", "10.240.0.5", 5)
 
-	twin := m
-	twin.Address = a.Address
-	group, low, high, taken := m, m, m, m
-	group.MAC = "01:00:5e:00:00:01"
-	low.HopLimit, high.HopLimit = 0, 65
-	taken.Address = gateway(m.Subnet)
-	outside := m
-	outside.Address = netip.MustParseAddr("10.241.0.5")
+	twin := spec("0717_t", "vpc-1", "10.240.0.4", 6)
+	external := m
+	external.External = &vpc.External{Device: "tap0"}
 	for what, bad := range map[string]host.Machine{
-		"an address in use": twin, "a group MAC": group, "a hop limit of 0": low, "a hop limit of 65": high,
-		"the gateway's address": taken, "an address outside its subnet": outside, "nothing at all": {},
+		"an address in use": twin, "another maker": external, "nothing at all": {},
 	} {
 		if err := r.d.Start(ctx, bad, handlers(bad)); err == nil {
 			t.Errorf("a machine with %s was started", what)
@@ -469,25 +527,10 @@ func TestAMachineThatCannotStartLeavesNothing(t *testing.T) {
 	if err := r.d.Start(ctx, m, handlers(m, "240.0.0.1:8470", "169.254.169.254:80")); err == nil {
 		t.Error("a machine whose server is in the way of the metadata service was started")
 	}
-	left, err := namespace.Named(r.d.prefix())
+	left, err := namespace.Named("tabard-" + r.state)
 	if err != nil || len(left) != 2 {
 		t.Errorf("namespaces: %v, %v", left, err)
 	}
-	r.inRouter("vpc-1", func() error {
-		return namespace.Links(func(n *netlink.Handle) error {
-			links, err := n.LinkList()
-			veths := 0
-			for _, l := range links {
-				if l.Type() == "veth" {
-					veths++
-				}
-			}
-			if veths != 1 {
-				t.Errorf("%d veths in the router, want that of a alone", veths)
-			}
-			return err
-		})
-	})
 	a.reachesItsOwn()
 	r.start(m).reachesItsOwn()
 }
@@ -495,7 +538,7 @@ func TestAMachineThatCannotStartLeavesNothing(t *testing.T) {
 func TestAMachineNeverTakesOverANamespaceThatItDidNotMake(t *testing.T) {
 	r := newRig(t)
 	m := spec("0717_a", "vpc-1", "10.240.0.4", 4)
-	name := r.d.prefix() + "i-" + tag(m.ID, 8)
+	name := r.d.space(m.ID)
 	ns, err := namespace.Create(name, func() error { return nil })
 	if err != nil {
 		t.Fatal(err)

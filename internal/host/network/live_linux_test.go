@@ -618,6 +618,62 @@ func TestWhatNobodyTakesUpIsDiscardedAlone(t *testing.T) {
 	}
 }
 
+func TestManyMachinesComeAndGoAtOnce(t *testing.T) {
+	r, world := newWorldRig(t)
+	before := r.hostState()
+	echo(t, world, worldAddress+":7")
+	var each sync.WaitGroup
+	for n := range 12 {
+		each.Go(func() {
+			for range 3 {
+				m := floats(spec(fmt.Sprintf("0717_%d", n), fmt.Sprintf("vpc-%d", n%4), fmt.Sprintf("10.240.0.%d", 10+n), byte(n)), fmt.Sprintf("198.51.100.%d", 10+n))
+				space := fmt.Sprintf("tabtest-%s-many-%d", r.state, n)
+				ns, err := namespace.Create(space, func() error { return namespace.Up("lo") })
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				p, err := r.n.AttachNamespace(context.Background(), m, host.Handlers{Metadata: names(m.ID)}, ns)
+				ns.Close()
+				if err == nil {
+					(&inst{rig: r, Machine: m, space: space}).reachesItsOwn()
+					wantPeer(t, space, worldAddress+":7", m.Interfaces[0].Floating.String())
+					err = p.Detach(context.Background())
+				}
+				if err := errors.Join(err, namespace.Remove(space)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	// Sweeping takes nothing from those that come.
+	for range 5 {
+		if err := r.n.Sweep(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}
+	each.Wait()
+	if after := r.hostState(); after != before {
+		t.Errorf("the host has\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+func TestTheStateIsCheckedBeforeItNamesFiles(t *testing.T) {
+	for _, state := range []string{"", "../../..", "0123456", "012345678", "0123456G", "0123456\n"} {
+		if _, err := New(Config{State: state}); err == nil || !strings.Contains(err.Error(), "hexadecimal") {
+			t.Errorf("the state %q: %v", state, err)
+		}
+	}
+	for _, up := range []Uplink{
+		{Range: netip.MustParsePrefix("2001:db8::/64")}, {Range: netip.MustParsePrefix("100.127.0.0/31")}, {Range: netip.MustParsePrefix("100.127.0.1/16")},
+		{Range: netip.MustParsePrefix("169.254.0.0/24")}, {Reachable: make([]netip.AddrPort, 1)}, {Resolvers: make([]netip.AddrPort, 1)},
+	} {
+		if _, err := New(Config{State: "01234567", Uplink: &up}); err == nil || !strings.Contains(err.Error(), "is not") {
+			t.Errorf("the uplink %v: %v", up, err)
+		}
+	}
+}
+
 func TestAPortOfAnotherNamespaceIsMadeAnew(t *testing.T) {
 	r := newRig(t)
 	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))

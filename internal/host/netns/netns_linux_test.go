@@ -2,7 +2,8 @@ package netns
 
 import (
 	"context"
-	"encoding/binary"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,49 +12,62 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"tabard.dev/tabard/internal/host"
+	"tabard.dev/tabard/internal/host/namespace"
+	"tabard.dev/tabard/internal/host/network"
+	"tabard.dev/tabard/internal/vpc"
 )
 
 const server = "127.0.0.1:8470"
 
 // rig is a driver whose leavings are checked when the test ends.
 type rig struct {
-	t *testing.T
-	d *driver
+	t     *testing.T
+	n     *network.Network
+	d     *driver
+	state string
+	dir   string
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T) *rig { return newKeepingRig(t, false) }
+
+func newKeepingRig(t *testing.T, keep bool) *rig {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
 	// Tests run beside others of this machine, so each has its own state.
-	state := tag(fmt.Sprint(t.Name(), os.Getpid()), 8)
+	sum := sha256.Sum256(fmt.Append(nil, t.Name(), os.Getpid()))
+	r := &rig{t: t, state: hex.EncodeToString(sum[:4]), dir: filepath.Join(t.TempDir(), "machines")}
 	goroutines := goleak.IgnoreCurrent()
 	links := ownLinks(t)
-	d, err := New(Config{State: state})
-	if err != nil {
-		t.Fatal(err)
-	}
 	files := openFiles(t)
-	r := &rig{t, d.(*driver)}
+	r.open(keep)
 	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
+		if keep {
+			r.lose()
+			r.open(false)
+		}
+		if err := r.d.Close(); err != nil {
 			t.Errorf("closing: %v", err)
 		}
-		if left, err := named(r.d.prefix()); err != nil || len(left) > 0 {
+		if err := r.n.Close(); err != nil {
+			t.Errorf("closing the network: %v", err)
+		}
+		if left, err := namespace.Named("tabard-" + r.state); err != nil || len(left) > 0 {
 			t.Errorf("namespaces left: %v %v", left, err)
+		}
+		if left, err := filepath.Glob(configuration + "/tabard-" + r.state + "*"); err != nil || len(left) > 0 {
+			t.Errorf("left beside the namespaces: %v %v", left, err)
 		}
 		if left := ownLinks(t); !slices.Equal(left, links) {
 			t.Errorf("links of the host's own namespace: %v, before: %v", left, links)
@@ -64,10 +78,40 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
+// open makes the network and the driver; again, after those before were lost.
+func (r *rig) open(keep bool) {
+	r.t.Helper()
+	if err := r.make(keep); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) make(keep bool) error {
+	var err error
+	if r.n, err = network.New(network.Config{State: r.state}); err != nil {
+		return err
+	}
+	d, err := New(Config{Network: r.n, Keep: keep, Dir: r.dir})
+	if err != nil {
+		return err
+	}
+	r.d = d.(*driver)
+	return nil
+}
+
+// lose closes all sockets, as the death of the process would, and removes
+// nothing.
+func (r *rig) lose() {
+	r.t.Helper()
+	if err := errors.Join(r.d.Close(), r.n.Close()); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // ownLinks are the links in the host's own namespace.
 func ownLinks(t *testing.T) []string {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := namespace.Whole(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,13 +148,21 @@ type inst struct {
 	host.Machine
 }
 
-func spec(id, vpc, address string, n byte) host.Machine {
+var everything = []host.Pass{{Protocol: "all"}}
+
+func spec(id, vpcID, address string, n byte) host.Machine {
 	return host.Machine{
-		ID: id, VPC: vpc, MAC: net.HardwareAddr{2, 0, 7, 0, 0, n}.String(),
-		Address: netip.MustParseAddr(address), Subnet: netip.MustParsePrefix("10.240.0.0/24"),
-		Metadata: true, HopLimit: 1,
+		ID: id, VPC: vpcID,
+		Interfaces: []host.Interface{{
+			ID: "nic-" + id, MAC: net.HardwareAddr{2, 0, 7, 0, 0, n}.String(),
+			Address: netip.MustParseAddr(address), Subnet: netip.MustParsePrefix("10.240.0.0/24"),
+			Firewall: host.Firewall{Inbound: everything, Outbound: everything},
+		}},
+		Metadata: vpc.MetadataService{Enabled: true, Protocol: "http", ResponseHopLimit: 1},
 	}
 }
+
+const metadataURL = "http://169.254.169.254/metadata/v1/instance"
 
 // names answers with the machine's id.
 func names(id string) http.Handler {
@@ -146,29 +198,12 @@ func (i *inst) inside(f func() error) error {
 	if !ok {
 		i.t.Fatalf("%s does not run", i.ID)
 	}
-	ns, err := netns.GetFromName(a.Namespace)
+	ns, err := namespace.Open(a.Namespace)
 	if err != nil {
 		i.t.Fatal(err)
 	}
 	defer ns.Close()
-	return within(ns, f)
-}
-
-// must runs a change in the machine's namespace.
-func (i *inst) must(f func(n *netlink.Handle, eth netlink.Link) error) {
-	i.t.Helper()
-	err := i.inside(func() error {
-		return withLinks(func(n *netlink.Handle) error {
-			eth, err := n.LinkByName("eth0")
-			if err != nil {
-				return err
-			}
-			return f(n, eth)
-		})
-	})
-	if err != nil {
-		i.t.Fatal(err)
-	}
+	return namespace.Within(ns, f)
 }
 
 // dial connects from inside, with a source address unless it is empty.
@@ -215,8 +250,6 @@ func (i *inst) get(source, url string, header ...string) (string, error) {
 	return string(body), err
 }
 
-const metadataURL = "http://169.254.169.254/metadata/v1/instance"
-
 // reachesItsOwn waits for it, because a machine that has just forged something
 // may have to wait for its own kernel to forget it. A foreign answer is never
 // waited away.
@@ -229,65 +262,6 @@ func (i *inst) reachesItsOwn() {
 		}
 		return err == nil
 	})
-}
-
-// silent fails unless a connection attempt got no answer of any kind.
-func (i *inst) silent(source, to string) {
-	i.t.Helper()
-	c, err := i.dial(source, to, time.Second)
-	if err == nil {
-		c.Close()
-		i.t.Errorf("%s connected from %q to %s", i.ID, source, to)
-		return
-	}
-	if e := net.Error(nil); !errors.As(err, &e) || !e.Timeout() {
-		i.t.Errorf("%s got an answer from %s: %v", i.ID, to, err)
-	}
-}
-
-// ping sends one ICMP echo request from inside and waits for its reply.
-func (i *inst) ping(to string) bool {
-	i.t.Helper()
-	var got bool
-	err := i.inside(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		wait := unix.NsecToTimeval(int64(time.Second))
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
-			return err
-		}
-		echo := []byte{8, 0, 0, 0, 0x7a, 0xba, 0, 1}
-		binary.BigEndian.PutUint16(echo[2:], ^uint16(0x0800+0x7aba+1))
-		peer := netip.MustParseAddr(to).As4()
-		if err := unix.Sendto(fd, echo, 0, &unix.SockaddrInet4{Addr: peer}); err != nil {
-			return err
-		}
-		buf := make([]byte, 1500)
-		for end := time.Now().Add(time.Second); time.Now().Before(end); {
-			n, _, err := unix.Recvfrom(fd, buf, 0)
-			if err != nil {
-				return nil // nothing came
-			}
-			// An IPv4 header of 20 bytes, then type 0 and the identifier sent.
-			if n >= 28 && [4]byte(buf[12:16]) == peer && buf[20] == 0 && buf[24] == 0x7a && buf[25] == 0xba {
-				got = true
-				return nil
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		i.t.Fatal(err)
-	}
-	return got
-}
-
-func (i *inst) reaches(to string) {
-	i.t.Helper()
-	eventually(i.t, i.ID+" reaches "+to, func() bool { return i.ping(to) })
 }
 
 func TestEachMachineReachesItsOwnMetadataServiceAndTheServer(t *testing.T) {
@@ -306,25 +280,6 @@ func TestEachMachineReachesItsOwnMetadataServiceAndTheServer(t *testing.T) {
 	}
 }
 
-// Before its link carries packets a machine's first ones are lost, and each
-// costs a second.
-func TestAMachinesLinkCarriesPacketsWhenStartReturns(t *testing.T) {
-	r := newRig(t)
-	for n := range 5 {
-		m := spec(fmt.Sprintf("0717_%d", n), "vpc-1", fmt.Sprintf("10.240.0.%d", 10+n), byte(n))
-		r.start(m)
-		r.inRouter("vpc-1", func() error {
-			return withLinks(func(n *netlink.Handle) error {
-				link, err := n.LinkByName("t" + tag(m.ID, 7))
-				if err == nil && link.Attrs().OperState != netlink.OperUp {
-					t.Errorf("the link of %s is %s", m.ID, link.Attrs().OperState)
-				}
-				return err
-			})
-		})
-	}
-}
-
 func TestCurlInsideAMachineWorksVerbatim(t *testing.T) {
 	r := newRig(t)
 	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4), server)
@@ -340,289 +295,6 @@ func TestCurlInsideAMachineWorksVerbatim(t *testing.T) {
 	}
 }
 
-func TestAMachineLooksLikeOneOnASubnet(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	a.must(func(n *netlink.Handle, eth netlink.Link) error {
-		if got := eth.Attrs().HardwareAddr.String(); got != a.MAC {
-			t.Errorf("eth0 has the MAC %s, want %s", got, a.MAC)
-		}
-		addrs, err := n.AddrList(eth, unix.AF_INET)
-		if err != nil {
-			return err
-		}
-		if len(addrs) != 1 || addrs[0].IPNet.String() != "10.240.0.4/24" {
-			t.Errorf("eth0 has the addresses %v", addrs)
-		}
-		return nil
-	})
-	a.reaches("10.240.0.1") // its gateway
-}
-
-func TestAForgedSourceAddressGetsNoIdentity(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	b := r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	a.must(func(n *netlink.Handle, eth netlink.Link) error {
-		return addAddress(n, eth, netip.MustParsePrefix("10.240.0.5/32"), netlink.SCOPE_UNIVERSE)
-	})
-	a.silent("10.240.0.5", "169.254.169.254:80")
-	a.reachesItsOwn()
-	b.reachesItsOwn()
-}
-
-func TestAForgedMACGetsNoIdentity(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	b := r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	setMAC := func(mac string) {
-		a.must(func(n *netlink.Handle, eth netlink.Link) error {
-			hw, err := net.ParseMAC(mac)
-			if err != nil {
-				return err
-			}
-			return n.LinkSetHardwareAddr(eth, hw)
-		})
-	}
-	setMAC(b.MAC)
-	if got, err := a.get("", metadataURL); err == nil {
-		t.Errorf("with the MAC of b, a got %q", got)
-	}
-	b.reachesItsOwn()
-	setMAC(a.MAC)
-	a.reachesItsOwn()
-}
-
-// Taking over all of a neighbour at once is the strongest forgery a machine has.
-func TestANeighboursMACAndAddressTogetherGetNoIdentity(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	b := r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	a.must(func(n *netlink.Handle, eth netlink.Link) error {
-		hw, err := net.ParseMAC(b.MAC)
-		if err != nil {
-			return err
-		}
-		if err := n.LinkSetHardwareAddr(eth, hw); err != nil {
-			return err
-		}
-		return addAddress(n, eth, netip.MustParsePrefix("10.240.0.5/24"), netlink.SCOPE_UNIVERSE)
-	})
-	if got, err := a.get("10.240.0.5", metadataURL); err == nil {
-		t.Errorf("as b, a got %q", got)
-	}
-	b.reachesItsOwn()
-}
-
-// The tests that follow take all walls down but one, which must hold alone, or a
-// host on which the others fail is open.
-
-// looseReversePath lets the router take any source on the machine's link.
-func (i *inst) looseReversePath() {
-	i.t.Helper()
-	i.inRouter(i.VPC, func() error {
-		return errors.Join(sysctl("net/ipv4/conf/all/rp_filter", "0"),
-			sysctl("net/ipv4/conf/t"+tag(i.ID, 7)+"/rp_filter", "0"))
-	})
-}
-
-func TestTheFilterAloneStopsAForgedAddress(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	b := r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	a.looseReversePath()
-	a.reaches("10.240.0.5") // and now needs no ARP, where the forgery would be noticed too
-	var box net.PacketConn
-	err := b.inside(func() (err error) {
-		box, err = net.ListenPacket("udp4", "10.240.0.5:9")
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer box.Close()
-	a.must(func(n *netlink.Handle, eth netlink.Link) error {
-		return addAddress(n, eth, netip.MustParsePrefix("10.240.0.6/32"), netlink.SCOPE_UNIVERSE)
-	})
-	for _, source := range []string{"10.240.0.6", "10.240.0.4"} {
-		err := a.inside(func() error {
-			c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(source)}, &net.UDPAddr{IP: net.ParseIP("10.240.0.5"), Port: 9})
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			_, err = io.WriteString(c, source)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	box.SetReadDeadline(time.Now().Add(10 * time.Second))
-	buf := make([]byte, 64)
-	n, _, err := box.ReadFrom(buf)
-	if got := string(buf[:n]); err != nil || got != "10.240.0.4" {
-		t.Errorf("the first datagram came from %q, %v", got, err)
-	}
-}
-
-func TestTheFilterAloneStopsAForgedMAC(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	forged, err := net.ParseMAC("02:07:00:00:00:05")
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.looseReversePath()
-	// Neither side needs ARP any more, where the forgery would be noticed too.
-	var router net.HardwareAddr
-	fixed := func(n *netlink.Handle, link netlink.Link, to netip.Addr, mac net.HardwareAddr) error {
-		return n.NeighSet(&netlink.Neigh{
-			LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: to.AsSlice(), HardwareAddr: mac,
-		})
-	}
-	r.inRouter("vpc-1", func() error {
-		return withLinks(func(n *netlink.Handle) error {
-			link, err := n.LinkByName("t" + tag(a.ID, 7))
-			if err != nil {
-				return err
-			}
-			router = link.Attrs().HardwareAddr
-			return fixed(n, link, a.Address, forged)
-		})
-	})
-	a.must(func(n *netlink.Handle, eth netlink.Link) error {
-		return errors.Join(n.LinkSetHardwareAddr(eth, forged), fixed(n, eth, metadataAddress, router))
-	})
-	a.silent("", "169.254.169.254:80")
-}
-
-// What the router believes of a neighbour decides where its answers go.
-func TestTheFilterAloneStopsForgedARP(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	a.looseReversePath()
-	own, _ := net.ParseMAC(a.MAC)
-	other, _ := net.ParseMAC("02:07:00:00:00:99")
-	a.sendARP(own, own, "10.240.0.5")   // the neighbour's address
-	a.sendARP(own, other, "10.240.0.4") // another card's MAC
-	time.Sleep(100 * time.Millisecond)  // the packets are handled in the background
-	r.inRouter("vpc-1", func() error {
-		return withLinks(func(n *netlink.Handle) error {
-			link, err := n.LinkByName("t" + tag(a.ID, 7))
-			if err != nil {
-				return err
-			}
-			known, err := n.NeighList(link.Attrs().Index, unix.AF_INET)
-			for _, k := range known {
-				if !k.IP.Equal(a.Address.AsSlice()) || k.HardwareAddr.String() != a.MAC {
-					t.Errorf("the router believes that %s is at %s", k.IP, k.HardwareAddr)
-				}
-			}
-			return err
-		})
-	})
-	a.reachesItsOwn()
-}
-
-// sendARP asks for the gateway, in a frame from one MAC, with another MAC and
-// an address as the sender inside.
-func (i *inst) sendARP(frame, sender net.HardwareAddr, address string) {
-	i.t.Helper()
-	i.must(func(_ *netlink.Handle, eth netlink.Link) error {
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		p := slices.Concat([]byte{255, 255, 255, 255, 255, 255}, frame, []byte{8, 6}, // Ethernet
-			[]byte{0, 1, 8, 0, 6, 4, 0, 1}, sender, netip.MustParseAddr(address).AsSlice(),
-			make([]byte, 6), gateway(i.Subnet).AsSlice())
-		return unix.Sendto(fd, p, 0, &unix.SockaddrLinklayer{Ifindex: eth.Attrs().Index})
-	})
-}
-
-func TestStrictReversePathAloneStopsAForgedAddress(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	r.inRouter("vpc-1", func() error { return removeFilter("t" + tag("0717_a", 7)) })
-	a.must(func(n *netlink.Handle, eth netlink.Link) error {
-		return addAddress(n, eth, netip.MustParsePrefix("10.240.0.5/32"), netlink.SCOPE_UNIVERSE)
-	})
-	a.silent("10.240.0.5", "169.254.169.254:80")
-}
-
-func TestTheListenerAloneStopsAForgedAddress(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	a.looseReversePath()
-	r.inRouter("vpc-1", func() error { return removeFilter("t" + tag("0717_a", 7)) })
-	a.must(func(n *netlink.Handle, eth netlink.Link) error {
-		return addAddress(n, eth, netip.MustParsePrefix("10.240.0.5/32"), netlink.SCOPE_UNIVERSE)
-	})
-	if got, err := a.get("10.240.0.5", metadataURL); err == nil {
-		t.Errorf("from the address of b, a got %q", got)
-	}
-	a.reachesItsOwn()
-}
-
-func (r *rig) inRouter(vpc string, f func() error) {
-	r.t.Helper()
-	ns, err := netns.GetFromName(r.d.prefix() + "r-" + tag(vpc, 8))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer ns.Close()
-	if err := within(ns, f); err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-func TestNothingThatARequestSaysChoosesAnIdentity(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	for _, header := range [][]string{
-		{"X-Forwarded-For", "10.240.0.5"}, {"Forwarded", "for=10.240.0.5"}, {"X-Real-Ip", "10.240.0.5"},
-		{"Host", "10.240.0.5"}, {"X-Instance-Id", "0717_b"},
-	} {
-		if got, _ := a.get("", metadataURL, header...); got != "metadata of 0717_a" {
-			t.Errorf("with %v machine a reaches %q", header, got)
-		}
-	}
-}
-
-func TestTheMetadataServiceIsNotReachedThroughOtherAddresses(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4), server)
-	r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5), server)
-	// A neighbour's address leads to the neighbour, where nothing listens; its
-	// listeners for the server are its own.
-	for _, to := range []string{"10.240.0.5:80", "10.240.0.5:8470"} {
-		if c, err := a.dial("", to, time.Second); err == nil {
-			c.Close()
-			t.Errorf("machine a connected to %s", to)
-		}
-	}
-	a.silent("", "10.240.0.1:80")        // the router itself
-	a.silent("", "169.254.169.254:8470") // another port
-	a.silent("", "169.254.1.1:80")       // another link-local address
-
-	// A route may send what is for the neighbour's service past the own one.
-	a.must(func(n *netlink.Handle, eth netlink.Link) error {
-		to := netlink.Route{LinkIndex: eth.Attrs().Index, Dst: ipNet(netip.MustParsePrefix("169.254.169.254/32")), Scope: netlink.SCOPE_LINK}
-		if err := n.RouteDel(&to); err != nil {
-			return err
-		}
-		to.Scope, to.Gw, to.Flags = netlink.SCOPE_UNIVERSE, netip.MustParseAddr("10.240.0.5").AsSlice(), int(netlink.FLAG_ONLINK)
-		return n.RouteAdd(&to)
-	})
-	a.reachesItsOwn()
-}
-
 func TestAServerOnAMachinesOwnAddressIsNotOfferedToItsNeighbours(t *testing.T) {
 	r := newRig(t)
 	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
@@ -632,92 +304,6 @@ func TestAServerOnAMachinesOwnAddressIsNotOfferedToItsNeighbours(t *testing.T) {
 	}
 	if got, err := a.get("", "http://10.240.0.5:8470"); err == nil {
 		t.Errorf("machine a speaks as b: %q", got)
-	}
-}
-
-func TestAMetadataServiceThatIsOffIsSilentBesideOneThatIsOn(t *testing.T) {
-	r := newRig(t)
-	off := spec("0717_a", "vpc-1", "10.240.0.4", 4)
-	off.Metadata, off.HopLimit = false, 0
-	a := r.start(off, server)
-	b := r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	b.reachesItsOwn()
-	a.silent("", "169.254.169.254:80")
-	if a.ping("169.254.169.254") {
-		t.Error("the address answers a ping")
-	}
-	if got, err := a.get("", "http://"+server); got != "server for 10.240.0.4" {
-		t.Errorf("machine a reaches %q, %v", got, err)
-	}
-}
-
-func TestAnswersCarryTheHopLimit(t *testing.T) {
-	r := newRig(t)
-	m := spec("0717_a", "vpc-1", "10.240.0.4", 4)
-	m.HopLimit = 3
-	a := r.start(m)
-	tap := -1
-	err := a.inside(func() (err error) {
-		tap, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_IP))))
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(tap)
-	wait := unix.NsecToTimeval(int64(100 * time.Millisecond))
-	if err := unix.SetsockoptTimeval(tap, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
-		t.Fatal(err)
-	}
-	a.reachesItsOwn()
-	seen := 0
-	for buf := make([]byte, 1500); ; {
-		n, _, err := unix.Recvfrom(tap, buf, 0)
-		if err != nil {
-			break
-		}
-		const flags, rst, fin = 33, 4, 1
-		if n >= 40 && [4]byte(buf[12:16]) == metadataAddress.As4() && buf[flags]&(rst|fin) == 0 {
-			seen++
-			if buf[8] != 3 {
-				t.Errorf("an answer with the TTL %d", buf[8])
-			}
-		}
-	}
-	if seen < 2 {
-		t.Errorf("%d packets of the answer seen", seen)
-	}
-}
-
-func TestMachinesOfOneVPCReachEachOther(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	b := r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	other := spec("0717_c", "vpc-1", "10.240.64.4", 6)
-	other.Subnet = netip.MustParsePrefix("10.240.64.0/24")
-	c := r.start(other)
-	for _, p := range []struct{ from, to *inst }{{a, b}, {b, a}, {a, c}, {c, b}} {
-		p.from.reaches(p.to.Address.String())
-	}
-}
-
-func TestEqualAddressesInTwoVPCsNeverMeet(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	twin := r.start(spec("0717_t", "vpc-2", "10.240.0.4", 4))
-	far := r.start(spec("0717_f", "vpc-2", "10.240.0.9", 9))
-	a.reachesItsOwn()
-	twin.reachesItsOwn()
-	twin.reaches("10.240.0.9")
-	if a.ping("10.240.0.9") {
-		t.Error("a machine of the first VPC reaches one of the second")
-	}
-	// Not even by way of the router.
-	a.must(func(n *netlink.Handle, eth netlink.Link) error {
-		return addRoute(n, eth, netip.PrefixFrom(far.Address, 32), gateway(a.Subnet))
-	})
-	if a.ping("10.240.0.9") {
-		t.Error("a machine of the first VPC reaches one of the second through its gateway")
 	}
 }
 
@@ -745,7 +331,7 @@ func TestStopRemovesAMachineAndTheLastOneItsRouter(t *testing.T) {
 	r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4), server)
 	b := r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
 	spaces := func() int {
-		left, err := named(r.d.prefix())
+		left, err := namespace.Named("tabard-" + r.state)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -758,7 +344,7 @@ func TestStopRemovesAMachineAndTheLastOneItsRouter(t *testing.T) {
 		if step.id == "0717_b" {
 			b.reachesItsOwn()
 		}
-		if err := r.d.Stop(ctx, step.id); err != nil {
+		if err := r.d.Stop(ctx, step.id, false); err != nil {
 			t.Fatal(err)
 		}
 		if got := spaces(); got != step.want {
@@ -777,16 +363,16 @@ func TestStopDisconnectsAProcessThatStaysInside(t *testing.T) {
 	r := newRig(t)
 	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4), server)
 	access, _ := r.d.Access(a.ID)
-	ns, err := netns.GetFromName(access.Namespace)
+	ns, err := namespace.Open(access.Namespace)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	if err := r.d.Stop(context.Background(), a.ID); err != nil {
+	if err := r.d.Stop(context.Background(), a.ID, false); err != nil {
 		t.Fatal(err)
 	}
-	err = within(ns, func() error {
-		return withLinks(func(n *netlink.Handle) error {
+	err = namespace.Within(ns, func() error {
+		return namespace.Links(func(n *netlink.Handle) error {
 			links, err := n.LinkList()
 			for _, l := range links {
 				if l.Type() == "veth" {
@@ -799,7 +385,7 @@ func TestStopDisconnectsAProcessThatStaysInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = within(ns, func() error {
+	err = namespace.Within(ns, func() error {
 		c, err := net.DialTimeout("tcp", server, time.Second)
 		if err == nil {
 			c.Close()
@@ -814,20 +400,20 @@ func TestStopDisconnectsAProcessThatStaysInside(t *testing.T) {
 
 func TestNewRemovesWhatACrashLeftBehind(t *testing.T) {
 	r := newRig(t)
-	prefix := r.d.prefix()
+	prefix := "tabard-" + r.state + "-"
 	// As after a crash: the namespaces are there and joined, nobody knows them.
-	router, err := create(prefix+"r-00000001", prepareRouter)
+	router, err := namespace.Create(prefix+"r-00000001", func() error { return namespace.Up("lo") })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer router.Close()
-	instance, err := create(prefix+"i-00000001", func() error { return nil })
+	instance, err := namespace.Create(prefix+"i-00000001", func() error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer instance.Close()
-	err = within(router, func() error {
-		return withLinks(func(n *netlink.Handle) error {
+	err = namespace.Within(router, func() error {
+		return namespace.Links(func(n *netlink.Handle) error {
 			attrs := netlink.NewLinkAttrs()
 			attrs.Name = "t0000001"
 			return n.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(instance)})
@@ -837,30 +423,30 @@ func TestNewRemovesWhatACrashLeftBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	// And one that died between making the file and mounting the namespace on it.
-	if err := os.WriteFile(directory+"/"+prefix+"i-00000002", nil, 0o444); err != nil {
+	if err := os.WriteFile(namespace.Directory+"/"+prefix+"i-00000002", nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
-	foreign := "tabard-ffffffff-i-" + tag(prefix, 8)
-	other, err := create(foreign, func() error { return nil })
+	foreign := "tabard-ffffffff-i-" + r.state
+	other, err := namespace.Create(foreign, func() error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
 	other.Close()
-	defer remove(foreign)
+	defer namespace.Remove(foreign)
 
-	d, err := New(Config{State: r.d.state})
+	d, err := New(Config{Network: r.n})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if left, err := named(prefix); err != nil || len(left) > 0 {
+	if left, err := namespace.Named(prefix); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
-	if left, err := named(foreign); err != nil || len(left) != 1 {
+	if left, err := namespace.Named(foreign); err != nil || len(left) != 1 {
 		t.Errorf("another installation's namespace: %v, %v", left, err)
 	}
-	err = within(instance, func() error {
-		return withLinks(func(n *netlink.Handle) error {
+	err = namespace.Within(instance, func() error {
+		return namespace.Links(func(n *netlink.Handle) error {
 			if _, err := n.LinkByName("eth0"); err == nil {
 				t.Error("the link of the machine left behind is still there")
 			}
@@ -885,14 +471,14 @@ func TestManyMachinesStartAndStopAtOnce(t *testing.T) {
 					return
 				}
 				(&inst{r, m}).reachesItsOwn()
-				if err := r.d.Stop(ctx, m.ID); err != nil {
+				if err := r.d.Stop(ctx, m.ID, true); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		each.Wait()
 	}
-	if left, err := named(r.d.prefix()); err != nil || len(left) > 0 {
+	if left, err := namespace.Named("tabard-" + r.state); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
@@ -922,17 +508,11 @@ func TestAMachineThatCannotStartLeavesNothing(t *testing.T) {
 	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
 	m := spec("0717_b", "vpc-1", "10.240.0.5", 5)
 
-	twin := m
-	twin.Address = a.Address
-	group, low, high, taken := m, m, m, m
-	group.MAC = "01:00:5e:00:00:01"
-	low.HopLimit, high.HopLimit = 0, 65
-	taken.Address = gateway(m.Subnet)
-	outside := m
-	outside.Address = netip.MustParseAddr("10.241.0.5")
+	twin := spec("0717_t", "vpc-1", "10.240.0.4", 6)
+	external := m
+	external.External = &vpc.External{Device: "tap0"}
 	for what, bad := range map[string]host.Machine{
-		"an address in use": twin, "a group MAC": group, "a hop limit of 0": low, "a hop limit of 65": high,
-		"the gateway's address": taken, "an address outside its subnet": outside, "nothing at all": {},
+		"an address in use": twin, "another maker": external, "nothing at all": {},
 	} {
 		if err := r.d.Start(ctx, bad, handlers(bad)); err == nil {
 			t.Errorf("a machine with %s was started", what)
@@ -947,25 +527,10 @@ func TestAMachineThatCannotStartLeavesNothing(t *testing.T) {
 	if err := r.d.Start(ctx, m, handlers(m, "240.0.0.1:8470", "169.254.169.254:80")); err == nil {
 		t.Error("a machine whose server is in the way of the metadata service was started")
 	}
-	left, err := named(r.d.prefix())
+	left, err := namespace.Named("tabard-" + r.state)
 	if err != nil || len(left) != 2 {
 		t.Errorf("namespaces: %v, %v", left, err)
 	}
-	r.inRouter("vpc-1", func() error {
-		return withLinks(func(n *netlink.Handle) error {
-			links, err := n.LinkList()
-			veths := 0
-			for _, l := range links {
-				if l.Type() == "veth" {
-					veths++
-				}
-			}
-			if veths != 1 {
-				t.Errorf("%d veths in the router, want that of a alone", veths)
-			}
-			return err
-		})
-	})
 	a.reachesItsOwn()
 	r.start(m).reachesItsOwn()
 }
@@ -973,8 +538,8 @@ func TestAMachineThatCannotStartLeavesNothing(t *testing.T) {
 func TestAMachineNeverTakesOverANamespaceThatItDidNotMake(t *testing.T) {
 	r := newRig(t)
 	m := spec("0717_a", "vpc-1", "10.240.0.4", 4)
-	name := r.d.prefix() + "i-" + tag(m.ID, 8)
-	ns, err := create(name, func() error { return nil })
+	name := r.d.space(m.ID)
+	ns, err := namespace.Create(name, func() error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -982,10 +547,10 @@ func TestAMachineNeverTakesOverANamespaceThatItDidNotMake(t *testing.T) {
 	if err := r.d.Start(context.Background(), m, handlers(m)); err == nil {
 		t.Error("the machine was started in another's namespace")
 	}
-	if left, err := named(name); err != nil || len(left) != 1 {
+	if left, err := namespace.Named(name); err != nil || len(left) != 1 {
 		t.Errorf("the other's namespace: %v, %v", left, err)
 	}
-	if err := remove(name); err != nil {
+	if err := namespace.Remove(name); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -1002,27 +567,5 @@ func TestARunningMachineIsNotStartedAgainAndAClosedDriverStartsNone(t *testing.T
 	}
 	if err := r.d.Start(context.Background(), m, handlers(m)); err == nil {
 		t.Error("it was started by a closed driver")
-	}
-}
-
-func TestAMachineThatHoldsItsConnectionsOpenKeepsNobodyElseOut(t *testing.T) {
-	r := newRig(t)
-	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
-	b := r.start(spec("0717_b", "vpc-1", "10.240.0.5", 5))
-	for range 100 {
-		c, err := a.dial("", "169.254.169.254:80", time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-	}
-	b.reachesItsOwn()
-}
-
-func TestTheStateIsCheckedBeforeItNamesFiles(t *testing.T) {
-	for _, state := range []string{"", "../../..", "0123456", "012345678", "0123456G", "0123456\n"} {
-		if _, err := New(Config{State: state}); err == nil || !strings.Contains(err.Error(), "hexadecimal") {
-			t.Errorf("the state %q: %v", state, err)
-		}
 	}
 }

@@ -67,6 +67,7 @@ func routerRules() *rules {
 //	  chain input {
 //	    type filter hook input priority filter; policy drop;
 //	    iifname up0 drop
+//	    ip daddr RANGE drop
 //	    ip daddr 169.254.169.254 tcp dport { 80, 443 } accept
 //	    udp dport 53 accept
 //	    tcp dport 53 accept
@@ -106,6 +107,9 @@ func setRouterRules(links netip.Prefix) error {
 			b.emptyChain(c)
 		}
 		b.rule(r.input, arriving(uplinkDevice), counter(), drop())
+		if links.IsValid() {
+			b.rule(r.input, in(destinationOffset, links), counter(), drop())
+		}
 		for _, p := range []uint16{httpPort, httpsPort} {
 			b.rule(r.input, destination(metadataAddress), protocol(unix.IPPROTO_TCP), port(p), accept())
 		}

@@ -50,10 +50,15 @@ func (v *veths) peer(n *netlink.Handle, outside netlink.Link) (netlink.Link, err
 
 func (v *veths) add(n *netlink.Handle, index int, l *link) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Alias = l.device, l.alias
-	return n.LinkAdd(&netlink.Veth{
+	attrs.Name = l.device
+	veth := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: fmt.Sprintf("eth%d", index), PeerHardwareAddr: l.mac, PeerNamespace: netlink.NsFd(v.ns),
-	})
+	}
+	if err := n.LinkAdd(veth); err != nil {
+		return err
+	}
+	l.there = true
+	return n.LinkSetAlias(veth, l.alias)
 }
 
 func (v *veths) inside(ctx context.Context, p *Port) error {
@@ -148,6 +153,7 @@ func (t *taps) add(n *netlink.Handle, _ int, l *link) error {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return os.NewSyscallError("TUNSETIFF", err)
 	}
+	l.there = true
 	link, err := n.LinkByName(l.device)
 	if err != nil {
 		return err

@@ -19,7 +19,8 @@
 // Each network card of a machine is a port: a link of its own to the router,
 // never a bridge that it shares. The router answers ARP for all of the VPC and
 // routes, and its firewall lets through what the security groups of both ends
-// let through.
+// let through, and answers to that. When a rule goes, so do the connections that
+// it let through.
 //
 // # Which machine is calling
 //
@@ -78,10 +79,9 @@
 // # What this does not do
 //
 // There is no IPv6, no DHCP (an address is configured inside the machine) and no
-// multicast. Security groups judge new connections: one that was let through
-// goes on after its rule is gone, until it ends. A secondary network card has no
-// metadata service, and its answers must leave by itself, which is the system
-// inside's to arrange.
+// multicast. A secondary network card has no metadata service, and its answers
+// must leave by itself, which is the system inside's to arrange. A machine can
+// fill its router's table of connections, which is its VPC's, and the host's.
 //
 // New needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN) and nftables in the kernel, and
 // says so when they are missing.

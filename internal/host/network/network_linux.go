@@ -168,6 +168,11 @@ func prepareRouter(links netip.Prefix) error {
 	if err := namespace.Up("lo"); err != nil {
 		return err
 	}
+	// A connection that was forgotten must not be taken for a new one, opened by
+	// whichever end speaks next.
+	if err := namespace.Sysctl("net/netfilter/nf_conntrack_tcp_loose", "0"); err != nil {
+		return err
+	}
 	return namespace.Sysctl("net/ipv4/ip_forward", "1")
 }
 
@@ -179,21 +184,27 @@ func (n *Network) open(r *router) error {
 	if r.ns.IsOpen() {
 		return nil
 	}
-	ns, err := n.openNamespace(r)
+	ns, made, err := n.openNamespace(r)
 	if err != nil {
 		return fmt.Errorf("making the namespace %s of VPC %s: %w", r.space, r.vpc, err)
 	}
 	if n.uplink != nil {
 		if r.device, r.inner, err = n.uplink.join(r.vpc, ns); err != nil {
 			ns.Close()
-			return fmt.Errorf("joining VPC %s to the host: %w", r.vpc, err)
+			err = fmt.Errorf("joining VPC %s to the host: %w", r.vpc, err)
+			if made {
+				device, failed := n.uplink.deviceOf(r.vpc)
+				err = errors.Join(err, failed, n.removeRouter(r.space, device))
+			}
+			return err
 		}
 	}
 	r.ns = ns
 	return nil
 }
 
-func (n *Network) openNamespace(r *router) (netns.NsHandle, error) {
+// openNamespace also tells whether it made the namespace.
+func (n *Network) openNamespace(r *router) (netns.NsHandle, bool, error) {
 	ns, err := namespace.Open(r.space)
 	if err == nil {
 		err := namespace.Within(ns, func() error {
@@ -206,24 +217,25 @@ func (n *Network) openNamespace(r *router) (netns.NsHandle, error) {
 			return prepareRouter(n.links())
 		})
 		if err == nil {
-			return ns, nil
+			return ns, false, nil
 		}
 		ns.Close()
 		if !errors.Is(err, errHalfMade) {
-			return netns.None(), err
+			return netns.None(), false, err
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return netns.None(), err
+		return netns.None(), false, err
 	}
 	if err := namespace.Remove(r.space); err != nil {
-		return netns.None(), err
+		return netns.None(), false, err
 	}
-	return namespace.Create(r.space, func() error {
+	ns, err = namespace.Create(r.space, func() error {
 		if err := prepareRouter(n.links()); err != nil {
 			return err
 		}
 		return setAlias("lo", r.vpc)
 	})
+	return ns, true, err
 }
 
 var errHalfMade = errors.New("it is half made")
@@ -297,7 +309,7 @@ func (n *Network) forget(r *router) {
 
 // removeRouter removes a router whose ports are gone.
 func (n *Network) removeRouter(space, device string) error {
-	if n.uplink != nil && device != "" {
+	if n.uplink != nil {
 		if err := n.uplink.leave(device); err != nil {
 			return err
 		}
@@ -310,7 +322,7 @@ func (n *Network) removeRouter(space, device string) error {
 func portsOf(vpc string) ([]Left, error) {
 	var ports []Left
 	err := namespace.Links(func(n *netlink.Handle) error {
-		links, err := n.LinkList()
+		links, err := namespace.Whole(n.LinkList)
 		if err != nil {
 			return fmt.Errorf("listing links: %w", err)
 		}

@@ -194,7 +194,8 @@ type joint interface {
 	// takes tells whether a device that is there leads to where it should. An
 	// error means that it must not be replaced either.
 	takes(existing netlink.Link, l *link) (bool, error)
-	// add makes the device, down, in the namespace of the thread.
+	// add makes the device, down, in the namespace of the thread, and notes in l
+	// that it is there.
 	add(n *netlink.Handle, index int, l *link) error
 	// inside configures the other ends, when all that guards them and all that
 	// serves them is in place.
@@ -324,6 +325,11 @@ func (p *Port) connect(n *netlink.Handle, index int, l *link, j joint) error {
 		return fmt.Errorf("setting the security groups of %s: %w", l.device, err)
 	}
 	l.firewall = firewall
+	if l.taken {
+		if err := forgetRefused(l.address, firewall); err != nil {
+			return err
+		}
+	}
 	// By default the answer for a neighbour is delayed at random, by up to 0.8 s.
 	if err := namespace.Sysctl("net/ipv4/neigh/"+l.device+"/proxy_delay", "0"); err != nil {
 		return err
@@ -448,7 +454,10 @@ func (p *Port) updateFirewall(l *link, want host.Firewall) error {
 	if slices.Equal(l.firewall.Inbound, want.Inbound) && slices.Equal(l.firewall.Outbound, want.Outbound) {
 		return nil
 	}
-	if err := namespace.Within(p.router.ns, func() error { return setFirewall(l.device, want) }); err != nil {
+	err := namespace.Within(p.router.ns, func() error {
+		return errors.Join(setFirewall(l.device, want), forgetRefused(l.address, want))
+	})
+	if err != nil {
 		return fmt.Errorf("setting the security groups of %s: %w", l.device, err)
 	}
 	l.firewall = host.Firewall{Inbound: slices.Clone(want.Inbound), Outbound: slices.Clone(want.Outbound)}
@@ -642,7 +651,7 @@ func routedTo(n *netlink.Handle, device string) ([]netip.Addr, error) {
 	if err != nil || link == nil {
 		return nil, err
 	}
-	routes, err := n.RouteList(link, unix.AF_INET)
+	routes, err := namespace.Whole(func() ([]netlink.Route, error) { return n.RouteList(link, unix.AF_INET) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the routes to %s: %w", device, err)
 	}
@@ -702,34 +711,4 @@ func (n *Network) setFloating(l *link, want netip.Addr) error {
 	}
 	n.floats[want] = l
 	return n.uplink.route(want, l.router.device, l.router.inner)
-}
-
-// forgetConnections makes the router forget the connections of addresses, so
-// that nobody inherits them. It runs in the router's namespace.
-func forgetConnections(addresses ...netip.Addr) error {
-	if len(addresses) == 0 {
-		return nil
-	}
-	n, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
-	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", err)
-	}
-	defer n.Close()
-	if _, err := n.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, between(addresses)); err != nil {
-		return fmt.Errorf("forgetting the connections of %v: %w", addresses, err)
-	}
-	return nil
-}
-
-// between matches connections with an end, before or after rewriting, at any of
-// the addresses.
-type between []netip.Addr
-
-func (b between) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	for _, ip := range []net.IP{f.Forward.SrcIP, f.Forward.DstIP, f.Reverse.SrcIP, f.Reverse.DstIP} {
-		if a, ok := netip.AddrFromSlice(ip); ok && slices.Contains(b, a.Unmap()) {
-			return true
-		}
-	}
-	return false
 }

@@ -56,7 +56,7 @@ func (u *uplink) numberOf(device string) (uint32, bool) {
 
 // devices returns the host's ends of all links. It runs in the host's namespace.
 func (u *uplink) devices(n *netlink.Handle) ([]netlink.Link, error) {
-	links, err := n.LinkList()
+	links, err := namespace.Whole(n.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing the host's links: %w", err)
 	}
@@ -110,7 +110,8 @@ func (u *uplink) join(vpc string, router netns.NsHandle) (string, netip.Addr, er
 			if err := namespace.Sysctl("net/ipv4/conf/"+uplinkDevice+"/proxy_arp", "0"); err != nil {
 				return err
 			}
-			if err := namespace.SetAddress(n, link, netip.PrefixFrom(inner, 31), netlink.SCOPE_LINK); err != nil {
+			// Of global scope, or nothing could be rewritten to it.
+			if err := namespace.SetAddress(n, link, netip.PrefixFrom(inner, 31), netlink.SCOPE_UNIVERSE); err != nil {
 				return err
 			}
 			if err := n.LinkSetUp(link); err != nil {
@@ -147,6 +148,14 @@ func (u *uplink) hostEnd(n *netlink.Handle, vpc string, router netns.NsHandle, i
 		}
 	}
 	if link == nil {
+		if inside != nil {
+			err := namespace.Within(router, func() error {
+				return namespace.Links(func(n *netlink.Handle) error { return namespace.Delete(n, uplinkDevice) })
+			})
+			if err != nil {
+				return "", err
+			}
+		}
 		if link, err = u.addLink(n, vpc, router, used); err != nil {
 			return "", err
 		}
@@ -167,6 +176,8 @@ func (u *uplink) hostEnd(n *netlink.Handle, vpc string, router netns.NsHandle, i
 	if err := namespace.DisableIPv6(name); err != nil {
 		return "", err
 	}
+	// Of the link's scope, so that the host speaks to machines by an address that
+	// it has elsewhere too.
 	if err := namespace.SetAddress(n, link, netip.PrefixFrom(outer, 31), netlink.SCOPE_LINK); err != nil {
 		return "", err
 	}
@@ -183,10 +194,13 @@ func (u *uplink) addLink(n *netlink.Handle, vpc string, router netns.NsHandle, u
 			continue
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.Alias = fmt.Sprintf("%s%04x", u.prefix, number), vpc
+		attrs.Name = fmt.Sprintf("%s%04x", u.prefix, number)
 		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: uplinkDevice, PeerNamespace: netlink.NsFd(router)}
 		if err := n.LinkAdd(veth); err != nil {
 			return nil, fmt.Errorf("adding the link %s: %w", attrs.Name, err)
+		}
+		if err := n.LinkSetAlias(veth, vpc); err != nil {
+			return nil, errors.Join(fmt.Errorf("naming the owner of %s: %w", attrs.Name, err), namespace.Delete(n, attrs.Name))
 		}
 		return veth, nil
 	}
@@ -212,14 +226,17 @@ func (u *uplink) deviceOf(vpc string) (string, error) {
 	return device, err
 }
 
-// leave removes a link, and with the last one the host's table.
+// leave removes a link, unless its device is "", and with the last one the host's
+// table.
 func (u *uplink) leave(device string) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return namespace.Within(u.host, func() error {
 		return namespace.Links(func(n *netlink.Handle) error {
-			if err := namespace.Delete(n, device); err != nil {
-				return err
+			if device != "" {
+				if err := namespace.Delete(n, device); err != nil {
+					return err
+				}
 			}
 			return u.clearHost(n)
 		})

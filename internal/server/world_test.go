@@ -590,6 +590,10 @@ func (b *builder) network() {
 	v := b.v
 	m := b.make("vpc", "id", "/v1/vpcs"+vpcVersion, `{"name":"first"}`)
 	v["security_group"] = m["default_security_group"].(map[string]any)["id"].(string)
+	m = b.make("group_free", "id", "/v1/security_groups"+vpcVersion,
+		`{"name":"free","vpc":{"id":"$vpc"},"rules":[{"direction":"inbound","protocol":"tcp","port_min":22,"port_max":22}]}`)
+	v["group_free_rule"] = m["rules"].([]any)[0].(map[string]any)["id"].(string)
+	b.make("group_used", "id", "/v1/security_groups"+vpcVersion, `{"name":"used","vpc":{"id":"$vpc"}}`)
 	b.make("vpc_empty", "id", "/v1/vpcs"+vpcVersion, `{"name":"empty"}`)
 	subnet := `{"name":"%s","vpc":{"id":"$vpc"},"zone":{"name":"us-south-1"},"total_ipv4_address_count":16}`
 	b.make("subnet", "id", "/v1/subnets"+vpcVersion, fmt.Sprintf(subnet, "first"))
@@ -602,15 +606,41 @@ func (b *builder) network() {
 	v["server_crn"] = m["crn"].(string)
 	nic := m["primary_network_interface"].(map[string]any)
 	v["nic"] = nic["id"].(string)
-	v["attachment"] = m["boot_volume_attachment"].(map[string]any)["id"].(string)
+	v["nic_ip"] = nic["primary_ip"].(map[string]any)["id"].(string)
+	boot := m["boot_volume_attachment"].(map[string]any)
+	v["attachment"], v["volume"] = boot["id"].(string), boot["volume"].(map[string]any)["id"].(string)
+	b.call("PUT", "/v1/security_groups/$group_used/targets/$nic"+vpcVersion, "")
+	m = b.make("server_attached", "id", "/v1/instances"+vpcVersion, attachedBody("attached"))
+	for n, name := range []string{"", "_bound"} {
+		attachment := m["network_attachments"].([]any)[n].(map[string]any)
+		v["nac"+name] = attachment["id"].(string)
+		v["vni"+name] = attachment["virtual_network_interface"].(map[string]any)["id"].(string)
+		v["vni_ip"+name] = attachment["primary_ip"].(map[string]any)["id"].(string)
+	}
+	b.make("image_own", "id", "/v1/images"+vpcVersion, `{"name":"own"}`)
 	b.make("fip", "id", "/v1/floating_ips"+vpcVersion, `{"name":"free","zone":{"name":"us-south-1"}}`)
 	b.make("fip_bound", "id", "/v1/floating_ips"+vpcVersion, `{"name":"bound","target":{"id":"$nic"}}`)
+	b.make("fip_virtual", "id", "/v1/floating_ips"+vpcVersion, `{"name":"virtual","target":{"id":"$vni_bound"}}`)
 }
 
 func serverBody(name string) string {
 	return `{"name":"` + name + `","zone":{"name":"us-south-1"},"vpc":{"id":"$vpc"},"image":{"id":"$image"},"keys":[{"id":"$sshkey"}],` +
 		`"primary_network_interface":{"subnet":{"id":"$subnet"}},"metadata_service":{"enabled":true},` +
 		`"default_trusted_profile":{"auto_link":true,"target":{"id":"$profile"}},"user_data":"#!"}`
+}
+
+// attachedBody is a server with network attachments.
+func attachedBody(name string) string {
+	attachment := `{"name":"nac-%d","virtual_network_interface":{"name":"` + name + `-%[1]d","subnet":{"id":"$subnet"},"security_groups":[{"id":"$security_group"}]}}`
+	return `{"name":"` + name + `","zone":{"name":"us-south-1"},"image":{"id":"$image"},"primary_network_attachment":` + fmt.Sprintf(attachment, 1) +
+		`,"network_attachments":[` + fmt.Sprintf(attachment, 2) + `]}`
+}
+
+// rawDisk is JSON, so that it can be spoiled like other bodies, and has the size
+// of a disk.
+func rawDisk() string {
+	const before, after = `{"disk":"`, `"}`
+	return before + strings.Repeat("0", 1024-len(before)-len(after)) + after
 }
 
 func sshKey() string {

@@ -4,6 +4,7 @@
 # make conformance    the published SDK's own integration suites; ARGS='-run TestPublishedSuites/iamidentityv1' for one
 # make compatibility  the same, and docs/compatibility.md anew
 # make test-terraform the published Terraform provider; compiles for 10 minutes on 2 cores the first time
+# make test-vm  virtual servers end to end: hosts, QEMU machines, attacks (root); ARGS='-run Article' for some
 # make bench   token exchanges per second beside a bare handler
 # make fuzz    each fuzz target for FUZZTIME
 
@@ -14,7 +15,7 @@ LDFLAGS  := -s -w -X tabard.dev/tabard/internal/cli.Version=$(VERSION)
 LINT     := $(CURDIR)/.cache/golangci-lint
 TF       := $(CURDIR)/.cache/terraform
 
-.PHONY: build test demo bench fuzz lint unit e2e conformance compatibility terraform-binaries test-terraform examples clean
+.PHONY: build test demo bench fuzz lint unit e2e conformance compatibility terraform-binaries test-terraform test-vm examples clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tabard ./cmd/tabard
@@ -47,7 +48,12 @@ examples:
 e2e: build
 	mkdir -p bin && cd examples/resource-lister && CGO_ENABLED=0 $(GO) build -o $(CURDIR)/bin/resource-lister .
 	CGO_ENABLED=0 $(GO) build -o bin/documents ./examples/documents
-	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister DOCUMENTS_BIN=$(CURDIR)/bin/documents $(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v /conformance)
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister DOCUMENTS_BIN=$(CURDIR)/bin/documents $(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v -e /conformance -e /vm)
+
+# Software emulation keeps a core busy for each virtual machine, so one test runs at a time.
+test-vm: build
+	scripts/deps.sh test
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard $(GO) test -count=1 -timeout 30m -parallel 1 -v $(ARGS) ./vm
 
 # The suites wait more than they work, so that all of them run at once.
 conformance: build

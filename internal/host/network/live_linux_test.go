@@ -674,6 +674,49 @@ func TestTheStateIsCheckedBeforeItNamesFiles(t *testing.T) {
 	}
 }
 
+func TestAnUplinkThatIsNotWantedAnyMoreIsCut(t *testing.T) {
+	r, world := newWorldRig(t)
+	before := r.hostState()
+	echo(t, world, worldAddress+":7")
+	a := r.start(floats(spec("0717_a", "vpc-1", "10.240.0.4", 4), floatingA))
+	r.start(spec("0717_b", "vpc-2", "10.240.0.5", 5))
+	wantPeer(t, a.space, worldAddress+":7", floatingA)
+	r.lose()
+	r.open(nil)
+	a, err := r.attach(a.Machine, a.space, host.Handlers{Metadata: names(a.ID)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.reachesItsOwn()
+	wantNobody(t, a.space, worldAddress+":7")
+	if err := r.n.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := r.hostState(); after != before {
+		t.Errorf("the host has\n%s\nbefore:\n%s", after, before)
+	}
+	if left, err := namespace.Named(r.n.prefix()); err != nil || len(left) != 1 {
+		t.Errorf("routers: %v, %v", left, err)
+	}
+}
+
+func TestTwoInstallationsOnOneHostUseDifferentLinks(t *testing.T) {
+	r, world := newWorldRig(t)
+	echo(t, world, worldAddress+":7")
+	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
+	other := &rig{t: t, state: tag(r.state, 8), host: r.host}
+	other.open(uplinkConfig())
+	b := other.start(floats(spec("0717_a", "vpc-1", "10.240.0.4", 4), floatingB))
+	echo(t, b.space, "10.240.0.4:7")
+	wantPeer(t, a.space, worldAddress+":7", hostAddress)
+	wantPeer(t, b.space, worldAddress+":7", floatingB)
+	wantPeer(t, world, floatingB+":7", worldAddress)
+	if err := errors.Join(b.port.Detach(t.Context()), other.n.Close()); err != nil {
+		t.Fatal(err)
+	}
+	wantPeer(t, a.space, worldAddress+":7", hostAddress)
+}
+
 func TestAPortOfAnotherNamespaceIsMadeAnew(t *testing.T) {
 	r := newRig(t)
 	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))

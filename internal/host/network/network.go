@@ -49,13 +49,17 @@
 // link to the host. What leaves a VPC is rewritten twice: in the router to the
 // machine's floating address or else to the router's end of the link, so that
 // machines with equal addresses differ outside; in the host to the address of
-// the device it leaves by, unless it has a floating address. New turns on
-// net.ipv4.ip_forward of the host's namespace and never turns it off, because
-// others may rely on it by then. The host's table tabard_<state> keeps machines
-// from the host's own addresses but for Uplink.Reachable, and from other VPCs
-// but for their floating addresses. Rules of others in the host's namespace
-// apply too: a firewall that drops forwarded packets by default must let
-// through those of the devices tb<state>*.
+// the device it leaves by, unless it has a floating address. The host's table
+// tabard_<state> keeps machines from the host's own addresses but for
+// Uplink.Reachable, and from other VPCs but for their floating addresses.
+//
+// The first router turns on net.ipv4.ip_forward of the host's namespace, with
+// which the host forwards between its other devices too, unless its own rules
+// forbid it. It is never turned off, because others may rely on it by then.
+// Rules of others in the host's namespace apply as well: a firewall that drops
+// forwarded packets by default must let through those of the devices
+// tb<state>*. Whoever empties the host's rules takes the table away, and with it
+// the guard of the host's own services, until the next router is made.
 //
 // A floating address is a /32 route of the host to the machine's router. It is
 // not announced: the network around must route it to this host, or, where it is

@@ -203,6 +203,12 @@ func (n *Network) open(r *router) error {
 	return nil
 }
 
+// cutUplink removes a link to the host that an earlier process, which had an
+// uplink, left in the thread's namespace.
+func cutUplink() error {
+	return namespace.Links(func(n *netlink.Handle) error { return namespace.Delete(n, uplinkDevice) })
+}
+
 // openNamespace also tells whether it made the namespace.
 func (n *Network) openNamespace(r *router) (netns.NsHandle, bool, error) {
 	ns, err := namespace.Open(r.space)
@@ -213,6 +219,11 @@ func (n *Network) openNamespace(r *router) (netns.NsHandle, bool, error) {
 				return err
 			case vpc != r.vpc:
 				return fmt.Errorf("it belongs to VPC %q", vpc)
+			}
+			if n.uplink == nil {
+				if err := cutUplink(); err != nil {
+					return err
+				}
 			}
 			return prepareRouter(n.links())
 		})
@@ -403,18 +414,20 @@ func (n *Network) Sweep(ctx context.Context) error {
 	if err := n.clear(ctx, func(Left) bool { return true }); err != nil {
 		return err
 	}
-	if n.uplink == nil {
-		return nil
-	}
 	n.sweeping.Lock()
 	defer n.sweeping.Unlock()
 	inUse := map[string]bool{}
-	n.mu.Lock()
-	for vpc := range n.routers {
-		inUse[vpc] = true
+	u := n.uplink
+	if u == nil {
+		u = newUplink(Uplink{}, n.state, n.host) // that earlier process may have had one
+	} else {
+		n.mu.Lock()
+		for vpc := range n.routers {
+			inUse[vpc] = true
+		}
+		n.mu.Unlock()
 	}
-	n.mu.Unlock()
-	if err := n.uplink.sweep(inUse); err != nil {
+	if err := u.sweep(inUse); err != nil {
 		return fmt.Errorf("removing links to the host that were left behind: %w", err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -113,11 +114,14 @@ func (r *rig) space(name string) {
 func (r *rig) hostState() string {
 	r.t.Helper()
 	var all []string
-	for _, c := range []string{"ip -o link show", "ip -o addr show", "ip route show table all", "ip neigh show proxy", "nft list ruleset"} {
+	for _, c := range []string{"ip -o link show", "ip -4 -o addr show", "ip -4 route show table all", "ip neigh show proxy", "nft list ruleset"} {
 		all = append(all, r.in(r.host, strings.Fields(c)...))
 	}
-	return strings.Join(all, "\n")
+	return carrier.ReplaceAllString(strings.Join(all, "\n"), "")
 }
+
+// carrier is what the kernel notes of a link in the background.
+var carrier = regexp.MustCompile(`<\S*>| state \S+| linkdown`)
 
 // in runs a command in a namespace and returns what it says.
 func (r *rig) in(space string, command ...string) string {

@@ -1,8 +1,10 @@
 package network
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -26,8 +28,7 @@ type uplink struct {
 	table  string // in the host's namespace
 	prefix string // of the devices there
 
-	mu    sync.Mutex // held while the host's devices or rules change
-	ready bool       // the table is there
+	mu sync.Mutex // held while the host's devices or rules change
 }
 
 // lastLink bounds the number of a link, which is four hexadecimal digits of its
@@ -42,11 +43,19 @@ func newUplink(cfg Uplink, state string, host netns.NsHandle) *uplink {
 // addresses returns the ends of a link: the host's and the router's.
 func (u *uplink) addresses(number uint32) (host, router netip.Addr) {
 	a := u.Range.Addr().As4()
-	base := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
-	at := func(v uint32) netip.Addr {
-		return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])+2*number)
+	host = netip.AddrFrom4(a)
+	return host, host.Next()
+}
+
+// numberAt returns the number of the link that an address is for.
+func (u *uplink) numberAt(ip net.IP) (uint32, bool) {
+	a, ok := netip.AddrFromSlice(ip.To4())
+	if !ok || !u.Range.Contains(a) {
+		return 0, false
 	}
-	return at(base + 2*number), at(base + 2*number + 1)
+	first, at := u.Range.Addr().As4(), a.As4()
+	return (binary.BigEndian.Uint32(at[:]) - binary.BigEndian.Uint32(first[:])) / 2, true
 }
 
 func (u *uplink) numberOf(device string) (uint32, bool) {
@@ -72,12 +81,10 @@ func (u *uplink) devices(n *netlink.Handle) ([]netlink.Link, error) {
 func (u *uplink) join(vpc string, router netns.NsHandle) (string, netip.Addr, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	// Guarded before it is there.
-	if !u.ready {
-		if err := namespace.Within(u.host, u.prepareHost); err != nil {
-			return "", netip.Addr{}, fmt.Errorf("preparing the host for the uplink: %w", err)
-		}
-		u.ready = true
+	// Guarded before it is there, and again where others have emptied the host's
+	// rules.
+	if err := namespace.Within(u.host, u.prepareHost); err != nil {
+		return "", netip.Addr{}, fmt.Errorf("preparing the host for the uplink: %w", err)
 	}
 	var inside netlink.Link
 	err := namespace.Within(router, func() error {
@@ -188,6 +195,16 @@ func (u *uplink) hostEnd(n *netlink.Handle, vpc string, router netns.NsHandle, i
 }
 
 func (u *uplink) addLink(n *netlink.Handle, vpc string, router netns.NsHandle, used map[uint32]bool) (netlink.Link, error) {
+	// Another installation on this host may use the same range.
+	taken, err := namespace.Whole(func() ([]netlink.Addr, error) { return n.AddrList(nil, unix.AF_INET) })
+	if err != nil {
+		return nil, fmt.Errorf("listing the host's addresses: %w", err)
+	}
+	for _, a := range taken {
+		if number, ours := u.numberAt(a.IP); ours {
+			used[number] = true
+		}
+	}
 	last := min(uint32(1)<<(31-u.Range.Bits())-1, lastLink)
 	for number := uint32(0); number <= last; number++ {
 		if used[number] {
@@ -272,7 +289,6 @@ func (u *uplink) clearHost(n *netlink.Handle) error {
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("removing the host's table %s: %w", u.table, err)
 	}
-	u.ready = false
 	return nil
 }
 

@@ -102,8 +102,21 @@ func TestEveryCommandThatPeopleKnowIsThere(t *testing.T) {
 	} {
 		resource = append(resource, names...)
 	}
+	var is []string
+	for _, names := range [][]string{
+		{"regions", "zones", "vpc-address-prefixes", "instance-profiles", "instance-profile", "operating-systems", "operating-system"},
+		family("vpc", crud...), family("subnet", crud...), family("key", crud...), family("image", crud...), family("security-group", crud...),
+		family("security-group-rule", "s", "", "-add", "-update", "-delete"), family("security-group-target", "s", "-add", "-remove"),
+		family("instance", crud...), family("instance", "-start", "-stop", "-reboot", "-initialization-values"),
+		family("instance-network-interface", "s", "", "-floating-ips", "-floating-ip-add", "-floating-ip-remove"),
+		family("instance-network-attachment", "s", ""),
+		family("virtual-network-interface", "s", "", "-update", "-floating-ips", "-floating-ip-add", "-floating-ip-remove"),
+		family("volume", "s", "", "-update"), family("floating-ip", "s", "", "-reserve", "-update", "-release"),
+	} {
+		is = append(is, names...)
+	}
 	root := New()
-	for group, names := range map[string][]string{"iam": iam, "resource": resource} {
+	for group, names := range map[string][]string{"iam": iam, "resource": resource, "is": is} {
 		for _, name := range names {
 			found, rest, err := root.Find([]string{group, name})
 			if err != nil || len(rest) > 0 || found.Name() != name && !found.HasAlias(name) {

@@ -336,9 +336,8 @@ func TestABadEntityTagChangesNothing(t *testing.T) {
 }
 
 // kept are the names of objects that can be read after their deletion: until
-// they are purged, or until their host, which there is none of, has ended them,
-// or their file is removed, which nobody does here.
-var kept = []string{"policy", "policy2", "instance", "resource_key", "operated", "server", "image_own"}
+// they are purged, or until their host, which there is none of, has ended them.
+var kept = []string{"policy", "policy2", "instance", "resource_key", "operated", "server"}
 
 func TestWhatIsDeletedIsGone(t *testing.T) {
 	r := start(t)

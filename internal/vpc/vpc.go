@@ -74,7 +74,7 @@ type Image struct {
 
 	// A registered image has a disk; a stock image has none and is for drivers
 	// that need none.
-	Status string `json:"status,omitempty"` // available, pending, failed or deleting; "" is available
+	Status string `json:"status,omitempty"` // available, pending or failed; "" is available
 	Reason string `json:"reason,omitempty"` // why it is failed
 	Format string `json:"format,omitempty"` // qcow2 or raw
 	Bytes  int64  `json:"bytes,omitempty"`  // size of the file
@@ -86,7 +86,7 @@ type Image struct {
 	Expect string `json:"expect,omitempty"`
 }
 
-// Image statuses beside Pending, Failed and Deleting.
+// Available is the status of an image beside Pending and Failed.
 const Available = "available"
 
 // Usable reports whether instances can be made of the image.

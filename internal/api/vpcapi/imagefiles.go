@@ -170,7 +170,6 @@ func (m *Images) Run(ctx context.Context) {
 	defer w.Stop()
 	ticker := time.NewTicker(imageSweep)
 	defer ticker.Stop()
-	m.dropOrphans()
 
 	var jobs sync.WaitGroup
 	defer jobs.Wait()
@@ -187,23 +186,20 @@ func (m *Images) Run(ctx context.Context) {
 				cancel()
 			}
 		}
+		m.dropOrphans()
 		for _, i := range m.oldestFirst() {
-			switch {
-			case i.Status == vpc.Deleting && fetching[i.ID] == nil:
-				if err := m.remove(ctx, i); err != nil && ctx.Err() == nil {
-					m.cfg.Log.Error("a deleted image stays; will try again", "image", i.ID, "error", err)
-				}
-			case i.Status == vpc.Pending && i.Source != "" && fetching[i.ID] == nil && len(fetching) < maxFetches:
-				fetchCtx, cancel := context.WithTimeout(ctx, fetchTime)
-				fetching[i.ID] = cancel
-				jobs.Go(func() {
-					m.fetch(fetchCtx, i)
-					select {
-					case done <- i.ID:
-					case <-ctx.Done():
-					}
-				})
+			if i.Status != vpc.Pending || i.Source == "" || fetching[i.ID] != nil || len(fetching) >= maxFetches {
+				continue
 			}
+			fetchCtx, cancel := context.WithTimeout(ctx, fetchTime)
+			fetching[i.ID] = cancel
+			jobs.Go(func() {
+				m.fetch(fetchCtx, i)
+				select {
+				case done <- i.ID:
+				case <-ctx.Done():
+				}
+			})
 		}
 		select {
 		case <-ctx.Done():
@@ -223,29 +219,19 @@ func (m *Images) oldestFirst() []*vpc.Image {
 	return all
 }
 
-// dropOrphans removes files without an image, which a crash between the file and
-// the image leaves.
+// dropOrphans removes files without an image: those of deleted ones, and what a
+// crash between the file and the image leaves. A file that is being taken has an
+// image all the time.
 func (m *Images) dropOrphans() {
 	ids, err := m.cfg.Blobs.IDs()
 	for _, id := range ids {
-		if i, ok := m.cfg.Directory.Images.Get(id); !ok || i.Status == vpc.Failed {
+		if _, ok := m.cfg.Directory.Images.Get(id); !ok {
 			err = errors.Join(err, m.cfg.Blobs.Delete(id))
 		}
 	}
 	if err != nil {
-		m.cfg.Log.Error("files without an image stay", "error", err)
+		m.cfg.Log.Error("files without an image stay; will try again", "error", err)
 	}
-}
-
-// remove removes the file of a deleted image, then the image.
-func (m *Images) remove(ctx context.Context, i *vpc.Image) error {
-	if err := m.cfg.Blobs.Delete(i.ID); err != nil {
-		return err
-	}
-	return m.change(ctx, i, func(tx *directory.Tx, now *vpc.Image) error {
-		m.cfg.Directory.Images.Delete(tx, now)
-		return nil
-	})
 }
 
 // change changes an image unless its status has changed in the meantime.

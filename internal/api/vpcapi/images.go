@@ -247,11 +247,8 @@ func (b *imagePatch) UnmarshalJSON(raw []byte) error {
 
 // ofAccount refuses to change an image that is not the account's to change.
 func ofAccount(i *vpc.Image) error {
-	switch {
-	case stock(i):
+	if stock(i) {
 		return invalidState("The image %s is part of the server.", i.ID)
-	case i.Status == vpc.Deleting:
-		return invalidState("The image %s is being deleted.", i.ID)
 	}
 	return nil
 }
@@ -275,9 +272,9 @@ func (s *service) updateImage(c *api.Call, tx *directory.Tx, b *imagePatch, i *v
 	return api.Reply{Body: s.imageShape(c, &changed)}, s.imageTarget(c, &changed), nil
 }
 
-// deleteImage marks an image; its file and then the image itself are removed
-// after. An image that instances were made of stays: their disks are overlays
-// over it, and an instance that starts again needs it.
+// deleteImage deletes an image; its file is removed after. An image that
+// instances were made of stays: their disks are overlays over it, and an
+// instance that starts again needs it.
 func (s *service) deleteImage(c *api.Call, tx *directory.Tx, _ *api.None, i *vpc.Image) (api.Reply, api.Target, error) {
 	t := s.imageTarget(c, i)
 	if err := ofAccount(i); err != nil {
@@ -292,9 +289,7 @@ func (s *service) deleteImage(c *api.Call, tx *directory.Tx, _ *api.None, i *vpc
 	if used > 0 {
 		return api.Reply{}, t, fault.New(fault.Conflict, "image_in_use", "The image %s is that of %d instances; delete them first.", i.ID, used)
 	}
-	changed := *i
-	changed.Status, changed.Reason = vpc.Deleting, ""
-	s.d.Images.Put(tx, &changed)
+	s.d.Images.Delete(tx, i)
 	return api.Reply{Status: http.StatusAccepted}, t, nil
 }
 

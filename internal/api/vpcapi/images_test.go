@@ -91,9 +91,6 @@ func (l *library) become(id, status string) object {
 	giveUp := time.After(time.Minute)
 	for {
 		r := l.call("", "GET", "/images/"+id, nil)
-		if r.Status == http.StatusNotFound && status == "" {
-			return nil
-		}
 		if i := r.Want(200); i["status"] == status {
 			return i
 		}
@@ -101,6 +98,19 @@ func (l *library) become(id, status string) object {
 		case <-watch.C:
 		case <-giveUp:
 			l.t.Fatalf("image %s is not %s after a minute: %s", id, status, r.Raw)
+		}
+	}
+}
+
+// emptied waits until the directory has no file with an id.
+func (l *library) emptied(id string) {
+	l.t.Helper()
+	giveUp := time.After(time.Minute)
+	for strings.Contains(l.files(), id) {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-giveUp:
+			l.t.Fatalf("the file %s is there after a minute", id)
 		}
 	}
 }
@@ -166,14 +176,10 @@ func TestADeletedImageGoesWithItsFile(t *testing.T) {
 	id := text(l.post("/images", object{"name": "my-image"}), "id")
 	l.upload("", id, bytes.NewReader(disk()), nil).Want(200)
 	l.call("", "DELETE", "/images/"+id, nil).Want(202)
-	wantError(t, l.call("", "DELETE", "/images/"+id, nil), 409, "invalid_state")
-	wantError(t, l.call("", "PATCH", "/images/"+id, object{"name": "late"}), 409, "invalid_state")
-	l.run()
-	l.become(id, "")
-	if l.files() != "" {
-		t.Errorf("left %s", l.files())
-	}
+	wantError(t, l.call("", "DELETE", "/images/"+id, nil), 404, "not_found")
 	l.post("/images", object{"name": "my-image"})
+	l.run()
+	l.emptied(id)
 }
 
 func TestAFileThatCannotBeUsedLeavesNothing(t *testing.T) {
@@ -357,7 +363,6 @@ func TestAnImageIsFetchedFromItsURL(t *testing.T) {
 	_, subnetID := l.network(8)
 	wantError(t, l.call("", "POST", "/instances", instanceIn(subnetID, object{"image": object{"id": got["id"]}})), 409, "invalid_state")
 	l.call("", "DELETE", "/images/"+text(got, "id"), nil).Want(202)
-	l.become(text(got, "id"), "")
 	if n := len(strings.Fields(l.files())); n != 2 {
 		t.Errorf("the directory has %s", l.files())
 	}
@@ -429,6 +434,26 @@ func TestAFetchBeginsAgainWhenTheServerWasStopped(t *testing.T) {
 	}
 	l.run()
 	l.become(id, "available")
+}
+
+func TestDeletingAnImageEndsItsFetch(t *testing.T) {
+	l := newLibrary(t)
+	ended, asked := make(chan struct{}), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(200)
+		_, _ = w.Write(disk()[:100])
+		_ = http.NewResponseController(w).Flush()
+		close(asked)
+		<-r.Context().Done()
+		close(ended)
+	}))
+	defer server.Close()
+	l.run()
+	id := text(l.post("/images", object{"file": object{"href": server.URL}}), "id")
+	<-asked
+	l.call("", "DELETE", "/images/"+id, nil).Want(202)
+	<-ended
+	l.emptied(id)
 }
 
 func TestImagesAreTheAccountsOwn(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -55,7 +56,7 @@ func (c *DriverConfig) Open(_ context.Context, e Environment) (host.Driver, link
 		}
 	}
 	slices.Sort(capacity.Drivers)
-	return joined{choice, net}, capacity, nil
+	return &joined{Driver: choice, network: net, log: e.Log}, capacity, nil
 }
 
 // fill makes each driver that is wanted. Of those that nobody has named, one
@@ -122,11 +123,68 @@ func (t taps) TakeUpTap(ctx context.Context, m host.Machine, h host.Handlers) (q
 	return p, nil
 }
 
-// joined closes the drivers' network after them.
+// joined is the drivers with their network: it closes that after them, and
+// removes what an earlier process left in it once every machine that was found
+// is taken up or stopped.
 type joined struct {
 	host.Driver
 	network *network.Network
+	log     *slog.Logger
+
+	mu   sync.Mutex
+	left map[string]bool // machines that were found and not dealt with yet
+}
+
+// Found implements [host.Driver].
+func (j *joined) Found(ctx context.Context) ([]string, error) {
+	ids, err := j.Driver.Found(ctx)
+	if err != nil {
+		return nil, err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.left = map[string]bool{}
+	for _, id := range ids {
+		j.left[id] = true
+	}
+	if len(ids) == 0 {
+		j.sweep(ctx)
+	}
+	return ids, nil
+}
+
+// dealt notes that a machine was dealt with.
+func (j *joined) dealt(ctx context.Context, id string, err error) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err == nil && j.left[id] {
+		if delete(j.left, id); len(j.left) == 0 {
+			j.sweep(ctx)
+		}
+	}
+	return err
+}
+
+func (j *joined) sweep(ctx context.Context) {
+	if err := j.network.Sweep(ctx); err != nil {
+		j.log.Error("what an earlier agent left in the network is not removed", "error", err)
+	}
+}
+
+// Start implements [host.Driver].
+func (j *joined) Start(ctx context.Context, m host.Machine, h host.Handlers) error {
+	return j.dealt(ctx, m.ID, j.Driver.Start(ctx, m, h))
+}
+
+// Stop implements [host.Driver].
+func (j *joined) Stop(ctx context.Context, id string, force bool) error {
+	return j.dealt(ctx, id, j.Driver.Stop(ctx, id, force))
+}
+
+// Delete implements [host.Driver].
+func (j *joined) Delete(ctx context.Context, id string) error {
+	return j.dealt(ctx, id, j.Driver.Delete(ctx, id))
 }
 
 // Close implements [host.Driver].
-func (j joined) Close() error { return errors.Join(j.Driver.Close(), j.network.Close()) }
+func (j *joined) Close() error { return errors.Join(j.Driver.Close(), j.network.Close()) }

@@ -20,8 +20,7 @@ import (
 	"tabard.dev/tabard/internal/host/namespace"
 )
 
-// linger runs a program in a machine that tells each second that it is there,
-// and returns its link to the neighbour's address as it sees it.
+// linger runs a program in a machine until the test ends.
 func (i *inst) linger() *exec.Cmd {
 	i.t.Helper()
 	cmd := exec.Command("sleep", "1000")
@@ -324,7 +323,7 @@ func kernelState(t *testing.T, state string) []string {
 		}
 		for _, c := range [][]string{{"ip", "-o", "link"}, {"ip", "-4", "-o", "addr"}, {"ip", "route"}, {"nft", "-s", "list", "ruleset"}} {
 			err := namespace.Within(ns, func() error {
-				out, err := exec.Command(c[0], c[1:]...).CombinedOutput()
+				out, err := exec.Command(c[0], c[1:]...).Output() // on stderr ip tells of namespaces of others that come and go
 				for line := range strings.Lines(string(out)) {
 					all = append(all, name+": "+carrier.ReplaceAllString(line, ""))
 				}

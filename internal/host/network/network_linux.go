@@ -25,7 +25,7 @@ import (
 // Network is the routers and ports of one installation on this host.
 //
 // Locks are taken in the order sweeping, Port.mu, floatMu, router.mu, mu;
-// uplink.mu is taken last and alone.
+// uplink.mu is taken last.
 type Network struct {
 	state  string
 	log    *slog.Logger

@@ -39,6 +39,7 @@ func TestBuiltinCatalogHasTheServicesOfEachKind(t *testing.T) {
 		"cloud-object-storage":     access.KindService,
 		"containers-kubernetes":    access.KindService,
 		"databases-for-postgresql": access.KindService,
+		"host":                     access.KindPlatform,
 		"is":                       access.KindService,
 		"kms":                      access.KindService,
 	}

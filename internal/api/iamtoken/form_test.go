@@ -38,7 +38,7 @@ func TestTheFormIsReadStrictly(t *testing.T) {
 		"empty":                     {"", "", formType, 400, grant.CodeMissing, "'grant_type'"},
 		"no grant_type":             {"", "apikey=x", formType, 400, grant.CodeMissing, "'grant_type'"},
 		"empty grant_type":          {"", "grant_type=&apikey=x", formType, 400, grant.CodeMissing, "'grant_type'"},
-		"unknown grant_type":        {"", "grant_type=client_credentials", formType, 400, grant.CodeMissing, "client_credentials"},
+		"unknown grant_type":        {"", "grant_type=password", formType, 400, grant.CodeMissing, "password"},
 		"short grant_type":          {"", "grant_type=apikey&apikey=" + s.Owner.APIKey, formType, 400, grant.CodeMissing, "apikey"},
 		"everything in the URL":     {"?" + key, "", formType, 400, grant.CodeMissing, "'grant_type'"},
 		"the secret in the URL":     {"?apikey=" + s.Owner.APIKey, "grant_type=" + grant.TypeAPIKey, formType, 400, grant.CodeMissing, "'apikey'"},

@@ -118,7 +118,7 @@ func TestAVerifierFindsTheKeysThroughDiscovery(t *testing.T) {
 		t.Fatal(err)
 	}
 	if doc.Issuer != issuerURL || doc.TokenEndpoint != issuerURL+"/token" || doc.Introspection != issuerURL+"/introspect" ||
-		len(doc.Algs) == 0 || len(doc.Grants) != 5 || len(doc.ResponseTypes) == 0 || len(doc.SubjectTypes) == 0 {
+		len(doc.Algs) == 0 || len(doc.Grants) != 6 || len(doc.ResponseTypes) == 0 || len(doc.SubjectTypes) == 0 {
 		t.Errorf("discovery document %s", a.raw)
 	}
 	a = s.get(strings.TrimPrefix(doc.JWKSURI, "http://tabard.test"))

@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/IBM/go-sdk-core/v5 v5.25.2
+	github.com/IBM/vpc-go-sdk v0.80.0
 	github.com/go-jose/go-jose/v4 v4.1.8
 	github.com/google/uuid v1.6.0
 	go.yaml.in/yaml/v2 v2.4.4

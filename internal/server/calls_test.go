@@ -407,6 +407,7 @@ var walk = map[string][]call{
 	"GET /v1/instances/{id}/volume_attachments/{attachment}":               {{target: "/v1/instances/$server/volume_attachments/$attachment" + vpcVersion}},
 	"PATCH /v1/instances/{id}/network_interfaces/{nic}":                    {{target: "/v1/instances/$server/network_interfaces/$nic" + vpcVersion, body: `{"name":"renamed","allow_ip_spoofing":false}`}},
 	"GET /v1/instances/{id}/network_interfaces/{nic}/ips":                  {{target: "/v1/instances/$server/network_interfaces/$nic/ips" + vpcVersion}},
+	"GET /v1/instances/{id}/network_interfaces/{nic}/ips/{ip}":             {{target: "/v1/instances/$server/network_interfaces/$nic/ips/$nic_ip" + vpcVersion}},
 	"GET /v1/instances/{id}/network_attachments/{attachment}":              {{target: "/v1/instances/$server_attached/network_attachments/$nac" + vpcVersion}},
 	"GET /v1/virtual_network_interfaces":                                   {{target: "/v1/virtual_network_interfaces" + vpcVersion, shows: "$vni"}},
 	"GET /v1/virtual_network_interfaces/{id}":                              {{target: "/v1/virtual_network_interfaces/$vni" + vpcVersion}},

@@ -34,6 +34,12 @@ func (s *service) interfaceRoutes() {
 		rows := []row{{created: on.instance.CreatedAt, id: on.nic.IPID, body: func() any { return s.reservedShape(on) }}}
 		return s.pageAt(c, s.interfaceHref(on.instance, on.nic)+"/ips", "ips", nil, rows, everything)
 	})
+	api.Read(s.Family, "GET "+interfaces+"/{nic}/ips/{ip}", read, s.loadInterface, func(c *api.Call, on attached) (api.Reply, error) {
+		if id := c.R.PathValue("ip"); id != on.nic.IPID {
+			return api.Reply{}, api.NotFound("reserved IP of this interface", id).OnParameter("id", id)
+		}
+		return api.Reply{Body: s.reservedShape(on)}, nil
+	})
 	api.Read(s.Family, "GET "+bound, read, s.loadInterface, s.listBound)
 	api.Read(s.Family, "GET "+bound+"/{ip}", read, s.loadInterface, s.getBound)
 	api.Change(s.Family, "PUT "+bound+"/{ip}", update, "is.instance.network-interface.attach", s.loadBinding, s.bind)

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -46,6 +47,7 @@ type Config struct {
 	Insecure  bool   // plain HTTP to a server on another machine
 	Master    token.MasterKey
 	Version   string
+	Metrics   string // address of /metrics, /healthz and /readyz; "" serves none
 
 	// Drivers makes what runs machines, when it is known who the host is.
 	Drivers func(ctx context.Context, e Environment) (host.Driver, link.Capacity, error)
@@ -79,6 +81,8 @@ type Agent struct {
 	capacity   link.Capacity
 	service    *metadata.Service
 	controller *host.Controller
+	metrics    *metrics
+	monitor    net.Listener // nil without metrics
 	lock       *os.File
 	connected  atomic.Bool
 }
@@ -136,10 +140,18 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.capacity.Version, a.capacity.IdentityCA = cfg.Version, ca.IdentityRootPEM()
+	a.metrics = a.newMetrics()
+	if cfg.Metrics != "" {
+		var lc net.ListenConfig
+		if a.monitor, err = lc.Listen(ctx, "tcp", cfg.Metrics); err != nil {
+			return nil, fmt.Errorf("listen for metrics: %w", err)
+		}
+	}
 	a.service = metadata.New(metadata.Config{
 		Instances: a.world, IAM: a.client, Signer: a.client.signer, Certificates: ca, Journal: a.journal,
 		Tokens: &attest.OwnInstances{HostID: a.id.ID, Keys: a.client.signer, Placements: a.world, Region: a.id.Region, Now: cfg.Now},
 		Names:  crn.Names{CName: a.id.CName, CType: a.id.CType}, Region: a.id.Region, Now: cfg.Now, Log: cfg.Log,
+		Observe: a.metrics.observe,
 	})
 	a.controller = host.NewController(host.ControllerConfig{
 		World: a.world, Driver: a.driver, Log: cfg.Log,
@@ -257,6 +269,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { a.drain(ctx); return nil })
 	group.Go(func() error { a.world.keep(ctx, a.state); return nil })
 	group.Go(func() error { a.service.Run(ctx); return nil })
+	if a.monitor != nil {
+		group.Go(func() error { return a.serveMetrics(ctx, a.monitor) })
+	}
 	if a.cfg.Found != nil {
 		group.Go(func() error {
 			a.cfg.Found(ctx, a.cfg.Log, func(ctx context.Context, m []link.Machine) error {
@@ -281,6 +296,9 @@ func (a *Agent) close() {
 	}
 	if a.client != nil {
 		a.client.http.CloseIdleConnections()
+	}
+	if a.monitor != nil {
+		a.monitor.Close()
 	}
 	if a.lock != nil {
 		a.lock.Close()

@@ -271,7 +271,7 @@ func (m *Images) fetch(ctx context.Context, i *vpc.Image) {
 	if err == nil {
 		return
 	}
-	m.cfg.Log.Warn("an image could not be fetched", "image", i.ID, "url", i.Source, "error", err)
+	m.cfg.Log.Warn("an image could not be fetched", "image", i.ID, "url", publicPart(i.Source), "error", err)
 	reason := m.reason(i, err)
 	// The deadline of the fetch may be what ended it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchPause)
@@ -328,6 +328,17 @@ func validSource(raw string, checked bool) error {
 	return errors.New("over plain http the file's checksum is needed, in file.checksums.sha256")
 }
 
+// publicPart returns a URL without its query, which may hold a signature that is
+// as good as a password.
+func publicPart(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	u.RawQuery = ""
+	return u.String()
+}
+
 // download fetches the file, following redirects itself: whether an address may
 // be asked is decided anew for each.
 func (m *Images) download(ctx context.Context, i *vpc.Image) (*imageFile, error) {
@@ -364,12 +375,16 @@ func (m *Images) ask(ctx context.Context, target string, trusted bool) (*http.Re
 	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {
-		return nil, nil, told{fmt.Errorf("asking %s: %w", target, err)}
+		return nil, nil, told{errors.New("its URL cannot be asked for")}
 	}
 	resp, err := client.Do(req)
 	if err != nil {
 		transport.CloseIdleConnections()
-		return nil, nil, fmt.Errorf("asking %s: %w", target, err)
+		var plain *url.Error
+		if errors.As(err, &plain) { // without the URL, which may hold a signature
+			err = plain.Err
+		}
+		return nil, nil, fmt.Errorf("asking %s: %w", publicPart(target), err)
 	}
 	return resp, func() {
 		// What is left of the body is not wanted.

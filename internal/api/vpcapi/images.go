@@ -166,7 +166,7 @@ func (s *service) createImage(c *api.Call, tx *directory.Tx, b *imageBody, group
 		return api.Reply{}, api.Target{}, err
 	}
 	s.d.Images.Put(tx, i)
-	r := api.Reply{Status: http.StatusCreated, Body: s.imageShape(c, i), ResponseData: map[string]any{"operating_system": i.OSName, "source": i.Source}}
+	r := api.Reply{Status: http.StatusCreated, Body: s.imageShape(c, i), ResponseData: map[string]any{"operating_system": i.OSName, "source": publicPart(i.Source)}}
 	return r, s.imageTarget(c, i), nil
 }
 

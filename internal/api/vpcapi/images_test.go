@@ -337,7 +337,10 @@ func TestAnImageIsFetchedFromItsURL(t *testing.T) {
 		made := l.post("/images", object{"file": object{"href": server.URL + p, "checksums": object{"sha256": checksum}}})
 		return text(made, "id")
 	}
-	waiting := from("/image", sum(file))
+	waiting := from("/image?signature=secret", sum(file))
+	if e := l.Events(1)[0]; strings.Contains(string(e.ResponseData), "secret") || !strings.Contains(string(e.ResponseData), "/image") {
+		t.Errorf("the event has %s", e.ResponseData)
+	}
 	if got := l.get("/images/" + waiting); text(got, "status_reasons", 0, "code") != "image_request_in_progress" {
 		t.Errorf("waiting: %v", got["status_reasons"])
 	}

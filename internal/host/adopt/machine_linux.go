@@ -491,12 +491,20 @@ func (x *machine) silence(ctx context.Context) {
 	x.servers, x.served = nil, vpc.MetadataService{}
 }
 
+// close ends what is served, so that nobody answers.
+func (x *machine) close(ctx context.Context) {
+	if err := x.serve(ctx, vpc.MetadataService{}); err != nil {
+		x.log.Warn("closing the machine's metadata service", "error", err)
+		x.silence(ctx)
+	}
+}
+
 // letGo ends what is served and leaves the rest to a later process.
 func (x *machine) letGo(ctx context.Context) {
 	if x.gone {
 		return
 	}
-	x.silence(ctx)
+	x.close(ctx)
 	if x.ns.IsOpen() {
 		x.ns.Close()
 	}
@@ -512,10 +520,7 @@ func (x *machine) remove(ctx context.Context) error {
 	if x.gone {
 		return nil
 	}
-	if err := x.serve(ctx, vpc.MetadataService{}); err != nil {
-		x.log.Warn("closing the machine's metadata service", "error", err)
-		x.silence(ctx)
-	}
+	x.close(ctx)
 	if err := x.d.erase(x.id); err != nil {
 		return err
 	}

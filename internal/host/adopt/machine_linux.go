@@ -379,19 +379,14 @@ func (x *machine) hook(n *netlink.Handle, tx, device netlink.Link, left note) er
 	return nil
 }
 
-// suits tells whether the kernel shows a machine's frames at a device.
+// suits tells whether a device may be a machine's.
 func (d *driver) suits(device netlink.Link) error {
 	a := device.Attrs()
 	if strings.HasPrefix(a.Alias, "tabard/") {
 		return &host.Refusal{Reason: fmt.Sprintf("The device %s is not a machine's.", a.Name)}
 	}
-	switch l := device.(type) {
-	case *netlink.Veth:
+	if shows(device) {
 		return nil
-	case *netlink.Tuntap:
-		if l.Mode == netlink.TUNTAP_MODE_TAP {
-			return nil
-		}
 	}
 	return &host.Refusal{Reason: fmt.Sprintf("The device %s is neither a tap nor a veth.", a.Name)}
 }

@@ -49,11 +49,11 @@ func Devices(space string) func() ([]link.Machine, error) {
 }
 
 func devices(n *netlink.Handle) ([]link.Machine, error) {
-	links, err := n.LinkList()
+	links, err := namespace.Whole(n.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing the links: %w", err)
 	}
-	routes, err := n.RouteList(nil, unix.AF_INET)
+	routes, err := namespace.Whole(func() ([]netlink.Route, error) { return n.RouteList(nil, unix.AF_INET) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the routes: %w", err)
 	}
@@ -66,11 +66,11 @@ func devices(n *netlink.Handle) ([]link.Machine, error) {
 			}
 		}
 	}
-	heard, err := n.NeighList(0, unix.AF_BRIDGE)
+	heard, err := namespace.Whole(func() ([]netlink.Neigh, error) { return n.NeighList(0, unix.AF_BRIDGE) })
 	if err != nil {
 		return nil, fmt.Errorf("listing what bridges have learnt: %w", err)
 	}
-	neighbours, err := n.NeighList(0, unix.AF_INET)
+	neighbours, err := namespace.Whole(func() ([]netlink.Neigh, error) { return n.NeighList(0, unix.AF_INET) })
 	if err != nil {
 		return nil, fmt.Errorf("listing the neighbours: %w", err)
 	}

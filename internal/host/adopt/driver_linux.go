@@ -121,7 +121,7 @@ func (d *driver) onHost(f func(*netlink.Handle) error) error {
 func (d *driver) left() ([]string, error) {
 	var ids []string
 	err := d.onHost(func(n *netlink.Handle) error {
-		links, err := n.LinkList()
+		links, err := namespace.Whole(n.LinkList)
 		if err != nil {
 			return fmt.Errorf("listing the links: %w", err)
 		}

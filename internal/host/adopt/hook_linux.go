@@ -7,6 +7,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"tabard.dev/tabard/internal/host/namespace"
 )
 
 // A hook is a filter that moves frames which come in by one device to another.
@@ -58,13 +60,26 @@ func (h hook) add(n *netlink.Handle, device, to int) error {
 // list returns the filters of this kind, wherever they lead to. A device that is
 // gone has none.
 func (h hook) list(n *netlink.Handle, device int) ([]*netlink.U32, error) {
-	all, err := n.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: device}}, netlink.HANDLE_MIN_INGRESS)
-	if errors.Is(err, unix.ENODEV) {
+	all, err := filters(n, device, netlink.HANDLE_MIN_INGRESS)
+	return h.among(all), err
+}
+
+// filters lists all filters of a device, whosever they are.
+func filters(n *netlink.Handle, device int, parent uint32) ([]netlink.Filter, error) {
+	all, err := namespace.Whole(func() ([]netlink.Filter, error) {
+		return n.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: device}}, parent)
+	})
+	if gone(err) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listing the filters of device %d: %w", device, err)
 	}
+	return all, nil
+}
+
+// among picks the filters of this kind.
+func (h hook) among(all []netlink.Filter) []*netlink.U32 {
 	var out []*netlink.U32
 	for _, f := range all {
 		u, ok := f.(*netlink.U32)
@@ -78,7 +93,22 @@ func (h hook) list(n *netlink.Handle, device int) ([]*netlink.U32, error) {
 		u.RedirIndex = m.Ifindex // 0 where that device is gone
 		out = append(out, u)
 	}
-	return out, nil
+	return out
+}
+
+// stand tells whether all is as ensureHook leaves it. Devices are looked at
+// often, and seldom is there anything to do.
+func stand(n *netlink.Handle, device, to int, all ...hook) (bool, error) {
+	there, err := filters(n, device, netlink.HANDLE_MIN_INGRESS)
+	if err != nil {
+		return false, err
+	}
+	for _, h := range all {
+		if f := h.among(there); len(f) != 1 || f[0].RedirIndex != to || !h.matches(f[0]) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // matches tells whether a filter takes exactly the frames that it is to take.
@@ -100,9 +130,9 @@ func (h hook) remove(n *netlink.Handle, f *netlink.U32) error {
 	if err := n.FilterDel(&netlink.U32{FilterAttrs: f.FilterAttrs}); err != nil && !gone(err) {
 		return fmt.Errorf("removing a filter of device %d: %w", device, err)
 	}
-	left, err := n.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: device}}, netlink.HANDLE_MIN_INGRESS)
-	if err != nil && !gone(err) {
-		return fmt.Errorf("listing the filters of device %d: %w", device, err)
+	left, err := filters(n, device, netlink.HANDLE_MIN_INGRESS)
+	if err != nil {
+		return err
 	}
 	for _, f := range left {
 		if a := f.Attrs(); a.Priority == h.priority && a.Protocol == h.protocol {
@@ -170,14 +200,9 @@ func unhook(n *netlink.Handle, device, to int, made bool) error {
 	if !made {
 		return nil
 	}
-	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: device}}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		left, err := n.FilterList(link, parent)
-		if err != nil && !gone(err) {
-			return fmt.Errorf("listing the filters of device %d: %w", device, err)
-		}
-		if len(left) > 0 {
-			return nil
+		if left, err := filters(n, device, parent); err != nil || len(left) > 0 {
+			return err
 		}
 	}
 	if err := n.QdiscDel(clsact(device)); err != nil && !gone(err) {
@@ -188,7 +213,7 @@ func unhook(n *netlink.Handle, device, to int, made bool) error {
 
 // unhookAll removes the filters of all devices that lead to a link.
 func unhookAll(n *netlink.Handle, to int, x note) error {
-	links, err := n.LinkList()
+	links, err := namespace.Whole(n.LinkList)
 	if err != nil {
 		return fmt.Errorf("listing the links: %w", err)
 	}
@@ -214,7 +239,7 @@ func clsact(device int) *netlink.Clsact {
 
 // hasQdisc tells whether a device has a place for filters of incoming frames.
 func hasQdisc(n *netlink.Handle, device netlink.Link) (bool, error) {
-	all, err := n.QdiscList(device)
+	all, err := namespace.Whole(func() ([]netlink.Qdisc, error) { return n.QdiscList(device) })
 	if err != nil {
 		return false, fmt.Errorf("listing the qdiscs of %s: %w", device.Attrs().Name, err)
 	}

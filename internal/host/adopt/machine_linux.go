@@ -345,6 +345,15 @@ func (x *machine) complain(err error) {
 
 // hook joins the device and the link, and notes that first.
 func (x *machine) hook(n *netlink.Handle, tx, device netlink.Link, left note) error {
+	if left.index == device.Attrs().Index {
+		there, err := stand(n, tx.Attrs().Index, left.index, answers)
+		if err == nil && there {
+			there, err = stand(n, left.index, tx.Attrs().Index, hooks...)
+		}
+		if err != nil || there {
+			return err
+		}
+	}
 	if err := x.d.suits(device); err != nil {
 		return err
 	}

@@ -50,7 +50,8 @@ const description = `<domain type='qemu'>
 </domain>`
 
 // isolated starts libvirtd with directories of its own, in a mount and a process
-// namespace: all that it starts ends with it.
+// namespace: all that it starts ends with it. The shell stays, because somebody
+// has to be the parent of what libvirtd detaches.
 const isolated = `set -e
 for d in /run/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /etc/libvirt; do mkdir -p $d; mount -t tmpfs none $d; done
 mount -t sysfs none /sys
@@ -68,7 +69,8 @@ unix_sock_dir = "$1"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 END
-exec libvirtd -f /etc/libvirt/libvirtd.conf -p "$1/pid"
+libvirtd -f /etc/libvirt/libvirtd.conf -p "$1/pid" &
+wait $!
 `
 
 // rig is a host with a bridge and libvirt.

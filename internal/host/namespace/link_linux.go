@@ -26,6 +26,17 @@ func Links(f func(*netlink.Handle) error) error {
 	return f(n)
 }
 
+// Whole repeats a listing of the kernel's that changes under way made
+// incomplete.
+func Whole[T any](list func() (T, error)) (T, error) {
+	for n := 0; ; n++ {
+		out, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || n == 9 {
+			return out, err
+		}
+	}
+}
+
 // Find returns the link of that name, or nil when there is none.
 func Find(n *netlink.Handle, name string) (netlink.Link, error) {
 	link, err := n.LinkByName(name)

@@ -1,11 +1,14 @@
 package adopt
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"slices"
 	"sync"
 	"testing"
@@ -485,6 +488,71 @@ func TestMachinesOfAnEarlierProcessAreTakenUp(t *testing.T) {
 	if f, q := r.filters("vnet0"); len(f) != 0 || len(q) != 0 {
 		t.Errorf("the qdisc that an earlier process made is left: %v in %v", f, q)
 	}
+}
+
+func TestWhatAKilledProcessLeavesIsTakenUpOrRemoved(t *testing.T) {
+	r := newRig(t, keep)
+	a := r.vm("vnet0", r.bridge("virbr0", "10.0.0.1/24"), "52:54:00:00:00:05", "10.0.0.5")
+	for _, next := range []func(){
+		func() { a.adopt("0717_a"); a.reaches("0717_a") },
+		func() {},
+	} {
+		if err := r.d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), childOf+"="+r.name)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+			t.Errorf("the other process says %q, %v", line, err)
+		}
+		a.reaches("0717_a")
+		cmd.Process.Kill()
+		cmd.Wait()
+		if got, err := a.get(metadataURL); err == nil {
+			t.Errorf("without a process it reaches %q", got)
+		}
+		r.open(keep)
+		if found, err := r.d.Found(context.Background()); err != nil || !slices.Equal(found, []string{"0717_a"}) {
+			t.Errorf("found %v, %v", found, err)
+		}
+		next()
+		if err := r.d.Stop(context.Background(), "0717_a", true); err != nil {
+			t.Fatal(err)
+		}
+		if f, q := r.filters("vnet0"); len(f) != 0 || len(q) != 0 {
+			t.Errorf("filters %v in %v are left", f, q)
+		}
+	}
+}
+
+func TestOfMachinesThatStartAtOnceOneGetsTheDevice(t *testing.T) {
+	r := newRig(t)
+	a := r.vm("vnet0", r.bridge("virbr0", "10.0.0.1/24"), "52:54:00:00:00:05", "10.0.0.5")
+	ids := []string{"0717_a", "0717_b", "0717_c", "0717_d"}
+	errs := make([]error, len(ids))
+	var all sync.WaitGroup
+	for n, id := range ids {
+		all.Go(func() { errs[n] = r.d.Start(context.Background(), a.spec(id), answering(id)) })
+	}
+	all.Wait()
+	got := ""
+	for n, id := range ids {
+		if errs[n] != nil {
+			continue
+		}
+		if got != "" {
+			t.Errorf("%s and %s have it", got, id)
+		}
+		got = id
+	}
+	a.reaches(got)
 }
 
 func TestWithoutKeepNothingOfAnEarlierProcessIsLeft(t *testing.T) {

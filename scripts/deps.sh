@@ -23,6 +23,7 @@ if [ "${1:-test}" = test ]; then
         command -v cpio >/dev/null || missing="$missing cpio"
         command -v mformat >/dev/null || missing="$missing mtools"
         command -v mkfs.ext4 >/dev/null || missing="$missing e2fsprogs"
+        [ -x /usr/sbin/libvirtd ] || missing="$missing libvirt-daemon-system libvirt-daemon-driver-qemu ipxe-qemu"
         command -v syslinux >/dev/null || missing="$missing syslinux syslinux-common"
     fi
 fi

@@ -89,7 +89,7 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 	f.StringVar(&cfg.Master.File, "master-key-file", "", "`FILE` of the key that the host's key is sealed under (default: below /run, or what systemd provides)")
 	f.StringVar(&cfg.Master.Value, "master-key", "", "the master key itself in base64; give it as TABARD_MASTER_KEY, a flag is visible to others")
 	f.StringVar(&cfg.Master.Command, "master-key-command", "", "`COMMAND` that prints the master key in base64")
-	f.StringVar(&drivers.Driver, "driver", agent.DriverAuto, "what runs instances: auto, qemu, netns, or several with commas; auto is all that this machine can")
+	f.StringVar(&drivers.Driver, "driver", agent.DriverAuto, "what runs instances: auto, qemu, netns, adopt, or several with commas; auto is all that this machine can")
 	f.StringVar(&drivers.Accel, "accel", "auto", "acceleration of virtual machines: kvm, tcg, or auto, which tries kvm out first")
 	f.IntVar(&drivers.MemoryMiB, "memory", 0, "memory for virtual machines in `MiB` (default: three quarters of this machine's)")
 	f.BoolVar(&drivers.NoUplink, "no-uplink", false, "let instances reach nothing but their VPC and the metadata service")

@@ -12,18 +12,21 @@ const (
 	DriverAuto  = "auto"
 	DriverQEMU  = "qemu"
 	DriverNetns = "netns"
+	DriverAdopt = "adopt" // machines that something else runs
 )
 
 // DriverConfig says what runs machines on this host.
 type DriverConfig struct {
 	State       string // tells this agent's namespaces and devices from others': 8 hexadecimal digits
-	Driver      string // auto, or some of qemu and netns, comma-separated
+	Driver      string // auto, or some of qemu, netns and adopt, comma-separated
 	Accel       string // auto, kvm or tcg
 	MemoryMiB   int    // for virtual machines; 0 means three quarters of the host's
 	NoUplink    bool
 	UplinkRange string
 	User        string // that virtual machines run as
 	Libvirt     string // socket
+
+	watch watcher // of machines that something else runs
 }
 
 // Validate reports what cannot work.
@@ -53,8 +56,8 @@ func (c *DriverConfig) wanted() ([]string, error) {
 	var out []string
 	for name := range strings.SplitSeq(c.Driver, ",") {
 		name = strings.TrimSpace(name)
-		if name != DriverQEMU && name != DriverNetns {
-			return nil, fmt.Errorf("driver %q is not one of auto, qemu, netns", name)
+		if !slices.Contains([]string{DriverQEMU, DriverNetns, DriverAdopt}, name) {
+			return nil, fmt.Errorf("driver %q is not one of auto, qemu, netns, adopt", name)
 		}
 		out = append(out, name)
 	}

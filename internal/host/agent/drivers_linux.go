@@ -15,11 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tabard.dev/tabard/internal/host"
+	"tabard.dev/tabard/internal/host/adopt"
+	"tabard.dev/tabard/internal/host/libvirt"
 	"tabard.dev/tabard/internal/host/link"
 	"tabard.dev/tabard/internal/host/netns"
 	"tabard.dev/tabard/internal/host/network"
 	"tabard.dev/tabard/internal/host/qemu"
 )
+
+type watcher = *libvirt.Watcher
 
 // Open makes the drivers. Their machines outlive the agent.
 func (c *DriverConfig) Open(_ context.Context, e Environment) (host.Driver, link.Capacity, error) {
@@ -46,11 +50,12 @@ func (c *DriverConfig) Open(_ context.Context, e Environment) (host.Driver, link
 	if err != nil {
 		return nil, capacity, fmt.Errorf("the network of instances: %w", err)
 	}
+	c.watch = libvirt.New(libvirt.Config{Sockets: c.sockets(), Devices: adopt.Devices(""), Log: e.Log})
 	choice := &host.Choice{}
 	if err := c.fill(choice, net, e); err != nil {
 		return nil, capacity, errors.Join(err, choice.Close(), net.Close())
 	}
-	for name, d := range map[string]host.Driver{DriverQEMU: choice.Images, DriverNetns: choice.Stock} {
+	for name, d := range map[string]host.Driver{DriverQEMU: choice.Images, DriverNetns: choice.Stock, DriverAdopt: choice.External} {
 		if d != nil {
 			capacity.Drivers = append(capacity.Drivers, name)
 		}
@@ -73,6 +78,9 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 	}{
 		{DriverNetns, &choice.Stock, func() (host.Driver, error) {
 			return netns.New(netns.Config{Network: net, Keep: true, Dir: filepath.Join(e.Dir, "namespaces"), Log: e.Log})
+		}},
+		{DriverAdopt, &choice.External, func() (host.Driver, error) {
+			return adopt.New(adopt.Config{State: c.State, Domains: c.watch, Keep: true, Log: e.Log})
 		}},
 		{DriverQEMU, &choice.Images, func() (host.Driver, error) {
 			return qemu.New(qemu.Config{
@@ -99,7 +107,15 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 
 // Found looks for machines that something else runs, until the context ends.
 func (c *DriverConfig) Found(ctx context.Context, _ *slog.Logger, tell func(context.Context, []link.Machine) error) {
-	<-ctx.Done()
+	_ = c.watch.Run(ctx, tell) // it ends with the context, and says no more than that
+}
+
+// sockets are where libvirt may be; nil means the usual places.
+func (c *DriverConfig) sockets() []string {
+	if c.Libvirt == "" {
+		return nil
+	}
+	return []string{c.Libvirt}
 }
 
 // taps is the network as the qemu driver uses it.

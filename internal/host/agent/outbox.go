@@ -244,9 +244,36 @@ func (o *Outbox) Recorded(r link.Recorded) error {
 	if o.offset < compactAt || o.size-o.offset > o.offset {
 		return nil
 	}
-	if err := o.rewrite(o.id, r.Recorded, o.offset, last-r.Recorded); err != nil {
-		// On a full disk, say. The events are with the server all the same.
+	err := o.rewrite(o.id, r.Recorded, o.offset, last-r.Recorded)
+	if err != nil && o.offset == o.size {
+		err = o.empty()
+	}
+	if err != nil {
+		// The events are with the server all the same.
 		o.log.Warn("what the server has is not removed from the outbox yet", "error", err)
+	}
+	return nil
+}
+
+// empty begins anew in place, for when the disk has no room for two files and
+// the server has everything. The id changes: a crash halfway leaves an empty
+// file, and such a one gets a new id.
+func (o *Outbox) empty() error {
+	id := uuid.NewString()
+	head, err := json.Marshal(outboxHead{id, 0})
+	if err != nil {
+		return err
+	}
+	head = append(head, '\n')
+	if err := o.file.Truncate(0); err != nil {
+		return err
+	}
+	n := int64(len(head))
+	o.id, o.base, o.lines, o.size, o.next, o.offset = id, 0, 0, n, 1, n
+	_, err = o.file.WriteAt(head, 0)
+	if err := errors.Join(err, seek(o.file, n), o.file.Sync()); err != nil {
+		o.broken = fmt.Errorf("the outbox cannot be begun anew: %w", err)
+		return o.broken
 	}
 	return nil
 }

@@ -202,7 +202,7 @@ func TestWhatAHostSaysInAnEventIsBounded(t *testing.T) {
 	s := start(t)
 	h := s.host("rack1")
 	i := s.instance(h.id, vpc.Running)
-	long := strings.Repeat("<", 10_000)
+	long := strings.Repeat("x", 10_000)
 	e := event(s, i)
 	e.Message, e.CorrelationID, e.Reason.ForFailure, e.Initiator.Host.Agent = long, long, long, long
 	e.RequestData, _ = json.Marshal(long)

@@ -159,7 +159,7 @@ func TestWhatAHostHoldsIsWhatIsPlacedOnItWhateverChanges(t *testing.T) {
 						return
 					}
 					s.d.FloatingIPs.Put(tx, &vpc.FloatingIP{
-						ID: uuid.NewString(), AccountID: i.AccountID, Address: s.floating(),
+						ID: uuid.NewString(), AccountID: i.AccountID, Name: uuid.NewString(), Address: s.floating(),
 						InstanceID: i.ID, InterfaceID: i.Interfaces[0].ID,
 					})
 				})
@@ -186,7 +186,7 @@ func TestWhatAHostHoldsIsWhatIsPlacedOnItWhateverChanges(t *testing.T) {
 				})
 			case 8: // nothing that this host hears of
 				s.update(func(tx *directory.Tx) {
-					s.d.FloatingIPs.Put(tx, &vpc.FloatingIP{ID: uuid.NewString(), AccountID: s.Owner.AccountID, Address: s.floating()})
+					s.d.FloatingIPs.Put(tx, &vpc.FloatingIP{ID: uuid.NewString(), AccountID: s.Owner.AccountID, Name: uuid.NewString(), Address: s.floating()})
 				})
 			}
 		}
@@ -244,7 +244,7 @@ func TestAChangeElsewhereSendsNothing(t *testing.T) {
 	r.synced()
 	for range 5 {
 		s.update(func(tx *directory.Tx) {
-			s.d.FloatingIPs.Put(tx, &vpc.FloatingIP{ID: uuid.NewString(), AccountID: s.Owner.AccountID, Address: s.floating()})
+			s.d.FloatingIPs.Put(tx, &vpc.FloatingIP{ID: uuid.NewString(), AccountID: s.Owner.AccountID, Name: uuid.NewString(), Address: s.floating()})
 		})
 		time.Sleep(10 * time.Millisecond)
 	}

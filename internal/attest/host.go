@@ -59,15 +59,15 @@ const CheckReplay = "replay"
 
 var hostChecks = []string{CheckForm, CheckIssuer, CheckSignature, CheckAudience, CheckTime, CheckClaims, CheckReplay}
 
-// Assertion returns the host whose assertion it is, with the trace of the
-// checks. The error is a *Refusal.
-func (p *HostProofs) Assertion(raw string) (*cluster.Host, activity.Trace, error) {
+// Assertion returns the host whose assertion it is, the id of the key that has
+// signed it, and the trace of the checks. The error is a *Refusal.
+func (p *HostProofs) Assertion(raw string) (_ *cluster.Host, keyID string, _ activity.Trace, _ error) {
 	s := steps{names: hostChecks}
 	t, err := jwt.Parse(strings.TrimSpace(raw), instanceAlgs, TypeHostAssertion)
 	if err != nil {
 		r := s.refuse(Malformed, CheckForm, "a signed client assertion", err.Error(), "The client assertion is not a JWT that can be checked.")
 		r.Cause = err
-		return nil, nil, r
+		return nil, "", nil, r
 	}
 	s.pass(CheckForm, "a signed client assertion", t.Alg+" kid "+t.KeyID)
 	host, ok := p.Hosts.HostOfKey(t.KeyID)
@@ -76,7 +76,7 @@ func (p *HostProofs) Assertion(raw string) (*cluster.Host, activity.Trace, error
 		if ok {
 			found = "host " + host.Name + ", which is revoked"
 		}
-		return nil, nil, s.refuse(UnknownIssuer, CheckIssuer, "a key of a host that has joined and is not revoked", found,
+		return nil, "", nil, s.refuse(UnknownIssuer, CheckIssuer, "a key of a host that has joined and is not revoked", found,
 			"The client assertion was not signed by a host of this installation. Join it again with a new join token.")
 	}
 	s.pass(CheckIssuer, "a key of a host that has joined and is not revoked", "host "+host.Name)
@@ -91,21 +91,21 @@ func (p *HostProofs) Assertion(raw string) (*cluster.Host, activity.Trace, error
 	if err != nil {
 		r := s.refuse(BadSignature, CheckSignature, "signature of host "+host.Name, err.Error(), "The client assertion's signature does not verify.")
 		r.Cause = err
-		return nil, nil, r
+		return nil, "", nil, r
 	}
 	s.pass(CheckSignature, "signature of host "+host.Name, t.Alg+" kid "+t.KeyID)
 	if r := p.check(&s, &claims); r != nil {
-		return nil, nil, r
+		return nil, "", nil, r
 	}
 	if claims.Issuer != host.ID || claims.Subject != host.ID {
-		return nil, nil, s.refuse(BadClaims, CheckClaims, "iss and sub "+host.ID, claims.Issuer+" and "+claims.Subject, "The client assertion is about another host.")
+		return nil, "", nil, s.refuse(BadClaims, CheckClaims, "iss and sub "+host.ID, claims.Issuer+" and "+claims.Subject, "The client assertion is about another host.")
 	}
 	s.pass(CheckClaims, "iss and sub "+host.ID, claims.Issuer)
 	if !p.replays.fresh(host.ID+" "+claims.JTI, p.Now(), time.Unix(claims.Expires, 0)) {
-		return nil, nil, s.refuse(BadClaims, CheckReplay, "an assertion that was not used before", "jti "+claims.JTI, "The client assertion was used before.")
+		return nil, "", nil, s.refuse(BadClaims, CheckReplay, "an assertion that was not used before", "jti "+claims.JTI, "The client assertion was used before.")
 	}
 	s.pass(CheckReplay, "an assertion that was not used before", "jti "+claims.JTI)
-	return host, s.trace, nil
+	return host, t.KeyID, s.trace, nil
 }
 
 // Join checks the proof of a host that joins with a public key and a join

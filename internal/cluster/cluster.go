@@ -99,7 +99,8 @@ type Host struct {
 type HostCursor struct {
 	object.Meta
 	HostID   string `json:"host_id"`
-	Recorded int64  `json:"recorded"` // number of the last one
+	Outbox   string `json:"outbox"`   // id of what the events come out of
+	Recorded int64  `json:"recorded"` // number of the last one in it
 }
 
 // JoinToken lets one host join, once.

@@ -36,7 +36,7 @@ func (s *Service) Host(ctx context.Context, o Origin, r HostRequest) (Answer, er
 		a.trace.Fail(attest.CheckForm, "client_assertion_type "+AssertionType+" and client_assertion", "(absent)", "this grant is for host agents: start one with tabard agent")
 		return Answer{}, a.refuse(ctx, missing("client_assertion"))
 	}
-	host, trace, err := s.cfg.Hosts.Assertion(r.Assertion)
+	host, keyID, trace, err := s.cfg.Hosts.Assertion(r.Assertion)
 	if err != nil {
 		refusal := asRefusal(err)
 		a.trace = refusal.Trace
@@ -51,6 +51,6 @@ func (s *Service) Host(ctx context.Context, o Origin, r HostRequest) (Answer, er
 	a.event.Target.ID = s.cfg.Names.Of("host", "", s.cfg.OperatorAccount, "", "host", host.ID).String()
 	a.event.Target.Name = host.Name
 	return a.issue(ctx, token.Claims{
-		IAMID: id, SubType: token.SubHost, Name: host.Name, Account: token.Account{BSS: s.cfg.OperatorAccount},
+		IAMID: id, SubType: token.SubHost, KeyID: keyID, Name: host.Name, Account: token.Account{BSS: s.cfg.OperatorAccount},
 	}, HostLife)
 }

@@ -371,6 +371,12 @@ func (s *Service) Caller(raw string) (*token.Claims, error) {
 		return nil, err
 	}
 	d := s.cfg.Directory
+	if c.SubType == token.SubHost {
+		if err := s.liveHost(c); err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
 	if c.KeyID != "" {
 		key, ok := d.APIKeys.Get(c.KeyID)
 		if !ok || key.Disabled || key.Expired(s.cfg.Now()) {
@@ -390,6 +396,20 @@ func (s *Service) Caller(raw string) (*token.Claims, error) {
 		return nil, ErrProviderGone
 	}
 	return c, nil
+}
+
+// liveHost returns an error unless the host of a token is live and has the key
+// that it got the token with: one that joins again with another key leaves its
+// old tokens behind.
+func (s *Service) liveHost(c *token.Claims) error {
+	if err := s.Live(c.Account.BSS, c.IAMID); err != nil {
+		return err
+	}
+	h, ok := s.cfg.Directory.Hosts.Get(crn.Identifier(c.IAMID))
+	if crn.KindOf(c.IAMID) != crn.KindHost || !ok || !slices.Contains(h.KeyIDs(), c.KeyID) {
+		return ErrSubjectGone
+	}
+	return nil
 }
 
 // vouched reports whether the provider that a federated token stands on is

@@ -38,6 +38,9 @@ type Controller struct {
 // machine is what the controller knows of one.
 type machine struct {
 	busy     bool    // somebody works on it
+	working  int64   // revision of the instance that they act on
+	missed   bool    // it has changed since
+	again    int64   // revision of the instance that it was stopped for, to be started again
 	running  bool    // this process has started it, or taken it up
 	found    bool    // an earlier process left it, and it was not looked at yet
 	applied  Machine // as it was started or updated last
@@ -110,10 +113,12 @@ func (c *Controller) look(ctx context.Context, work *sync.WaitGroup, slots chan 
 		}
 	}
 	for id, m := range c.machines {
-		if m.busy {
-			continue // whoever works on it has us look again
-		}
 		p := placed[id]
+		if m.busy {
+			// Whoever works on it has us look again.
+			m.missed = m.missed || revisionOf(p) != m.working
+			continue
+		}
 		if p == nil && !m.running && !m.found {
 			delete(c.machines, id)
 			continue
@@ -122,38 +127,45 @@ func (c *Controller) look(ctx context.Context, work *sync.WaitGroup, slots chan 
 		if do == nil {
 			continue
 		}
-		m.busy = true
+		m.busy, m.working, m.missed = true, revisionOf(p), false
 		work.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			if ctx.Err() == nil {
-				c.try(ctx, id, p, do)
-			}
+			ok := ctx.Err() == nil && c.try(ctx, id, p, do)
 			c.mu.Lock()
 			m.busy = false
+			// After a failure there is nothing new to look at before the next
+			// sweep, unless something else is wanted now.
+			ok = ok || m.missed
 			c.mu.Unlock()
+			if ok {
+				select {
+				case c.done <- struct{}{}:
+				default:
+				}
+			}
 		})
 	}
 }
 
-// try does one step and has the controller look again after it, at once when
-// it succeeded.
-func (c *Controller) try(ctx context.Context, id string, p *vpc.Placement, do func(context.Context, string, *vpc.Placement) error) {
-	err := do(ctx, id, p)
-	if err == nil {
-		select {
-		case c.done <- struct{}{}:
-		default:
-		}
-		return
+func revisionOf(p *vpc.Placement) int64 {
+	if p == nil {
+		return 0
 	}
-	if ctx.Err() == nil {
+	return p.Instance.Revision
+}
+
+// try does one step and reports whether it succeeded.
+func (c *Controller) try(ctx context.Context, id string, p *vpc.Placement, do func(context.Context, string, *vpc.Placement) error) bool {
+	err := do(ctx, id, p)
+	if err != nil && ctx.Err() == nil {
 		status := "not placed here"
 		if p != nil {
 			status = p.Instance.Status
 		}
 		c.cfg.Log.Error("machine does not follow its instance; will try again", "instance", id, "status", status, "error", err)
 	}
+	return err == nil
 }
 
 // step says what is to be done about a machine, if anything. It is called with
@@ -171,10 +183,10 @@ func (c *Controller) step(m *machine, p *vpc.Placement) func(context.Context, st
 	case vpc.Pending, vpc.Starting:
 		return c.begin
 	case vpc.Restarting:
-		if m.running || m.found {
+		if (m.running || m.found) && m.again != p.Instance.Revision {
 			return c.again
 		}
-		return c.begin
+		return c.begin // it is stopped, or was started and that is not reported yet
 	case vpc.Running:
 		switch {
 		case m.ended && p.Instance.Revision == m.reported:
@@ -247,6 +259,7 @@ func (c *Controller) again(ctx context.Context, id string, p *vpc.Placement) err
 	if err := c.stop(ctx, id, p); err != nil {
 		return err
 	}
+	c.note(id, func(x *machine) { x.again = p.Instance.Revision })
 	return c.begin(ctx, id, p)
 }
 

@@ -5,8 +5,10 @@ package placement
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
@@ -21,6 +23,12 @@ var Kinds = []string{
 
 // Of gathers what a host needs to know of an instance.
 func Of(d *directory.Directory, i *vpc.Instance) *vpc.Placement {
+	return of(d, i, map[string][]netip.Addr{})
+}
+
+// of is Of with the members of security groups that are known already, to which
+// it adds: the instances of one network share them.
+func of(d *directory.Directory, i *vpc.Instance, known map[string][]netip.Addr) *vpc.Placement {
 	p := &vpc.Placement{Instance: *i.Clone(), ResourceGroup: vpc.Ref{ID: i.ResourceGroupID, Name: d.ResourceGroupName(i.ResourceGroupID)}}
 	if v, ok := d.VPCs.Get(i.VPCID); ok {
 		p.VPC = *v
@@ -42,15 +50,21 @@ func Of(d *directory.Directory, i *vpc.Instance) *vpc.Placement {
 	for _, f := range d.FloatingIPsByInstance.Get(i.ID) {
 		p.FloatingIPs = append(p.FloatingIPs, *f)
 	}
+	slices.SortFunc(p.FloatingIPs, func(a, b vpc.FloatingIP) int { return strings.Compare(a.ID, b.ID) })
 	p.Image = image(d, i.ImageID)
 	for _, g := range p.SecurityGroups {
 		for _, r := range g.Rules {
-			if r.RemoteGroup != "" && p.Members[r.RemoteGroup] == nil {
-				if p.Members == nil {
-					p.Members = map[string][]netip.Addr{}
-				}
-				p.Members[r.RemoteGroup] = members(d, g.VPCID, r.RemoteGroup)
+			if r.RemoteGroup == "" {
+				continue
 			}
+			key := directory.Key(g.VPCID, r.RemoteGroup)
+			if known[key] == nil {
+				known[key] = members(d, g.VPCID, r.RemoteGroup)
+			}
+			if p.Members == nil {
+				p.Members = map[string][]netip.Addr{}
+			}
+			p.Members[r.RemoteGroup] = known[key]
 		}
 	}
 	return p
@@ -74,11 +88,11 @@ func addGroup(d *directory.Directory, p *vpc.Placement, id string) {
 // members returns the addresses of the interfaces in a security group, in
 // order.
 func members(d *directory.Directory, vpcID, groupID string) []netip.Addr {
+	out := []netip.Addr{}
 	v, ok := d.VPCs.Get(vpcID)
 	if !ok {
-		return nil
+		return out
 	}
-	out := []netip.Addr{}
 	for _, i := range d.InstancesByVPC.Get(vpcID) {
 		for n := range i.Interfaces {
 			if nic := &i.Interfaces[n]; slices.Contains(nic.GroupIDs(v), groupID) {
@@ -106,11 +120,23 @@ func image(d *directory.Directory, id string) vpc.Image {
 
 // OnHost returns the placements of a host, by instance id.
 func OnHost(d *directory.Directory, hostID string) map[string]*vpc.Placement {
-	out := map[string]*vpc.Placement{}
+	out, known := map[string]*vpc.Placement{}, map[string][]netip.Addr{}
 	for _, i := range d.InstancesByHost.Get(hostID) {
-		out[i.ID] = Of(d, i)
+		out[i.ID] = of(d, i, known)
 	}
 	return out
+}
+
+// Same reports whether two placements of one instance say the same. It goes by
+// the revisions of the objects in them, and is cheap.
+func Same(a, b *vpc.Placement) bool {
+	return a.Instance.Revision == b.Instance.Revision && a.ResourceGroup == b.ResourceGroup &&
+		a.VPC.ID == b.VPC.ID && a.VPC.Revision == b.VPC.Revision && a.Image.ID == b.Image.ID && a.Image.Revision == b.Image.Revision &&
+		slices.EqualFunc(a.Subnets, b.Subnets, func(a, b vpc.Subnet) bool { return a.ID == b.ID && a.Revision == b.Revision }) &&
+		slices.EqualFunc(a.Keys, b.Keys, func(a, b vpc.Key) bool { return a.ID == b.ID && a.Revision == b.Revision }) &&
+		slices.EqualFunc(a.FloatingIPs, b.FloatingIPs, func(a, b vpc.FloatingIP) bool { return a.ID == b.ID && a.Revision == b.Revision }) &&
+		slices.EqualFunc(a.SecurityGroups, b.SecurityGroups, func(a, b vpc.SecurityGroup) bool { return a.ID == b.ID && a.Revision == b.Revision }) &&
+		maps.EqualFunc(a.Members, b.Members, slices.Equal)
 }
 
 // Report writes down what a host has done, unless somebody has asked for

@@ -48,8 +48,8 @@ type Claims struct {
 	AMR        []string `json:"amr,omitempty"`
 	SessionID  string   `json:"session_id,omitempty"`
 
-	// KeyID is the API key behind the token, so that its deletion can be told
-	// from its use.
+	// KeyID is the API key behind the token, or the key of the host whose token
+	// it is, so that its deletion can be told from its use.
 	KeyID string `json:"apikey_id,omitempty"`
 }
 

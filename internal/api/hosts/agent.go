@@ -3,6 +3,7 @@ package hosts
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
@@ -45,12 +46,13 @@ func agentShape(c *api.Call, f *fault.Error) (int, any) {
 	return grant.StatusOf(f.Kind), link.FaultBody{Fault: link.FaultOf(f), Transaction: api.TransactionID(c.R.Context())}
 }
 
-// agent finds the host that calls.
+// agent finds the host that calls. Its token was checked; but the host may have
+// joined again with another key since then.
 func (h *handler) agent(f func(*api.Call, *cluster.Host) (api.Reply, error)) func(*api.Call) (api.Reply, error) {
 	return func(c *api.Call) (api.Reply, error) {
 		x, ok := h.Directory.Hosts.Get(crn.Identifier(c.Caller.IAMID))
-		if !ok || x.Revoked {
-			return api.Reply{}, fault.New(fault.Unauthenticated, "token_invalid", "The host was revoked.")
+		if !ok || x.Revoked || !slices.Contains(x.KeyIDs(), c.Caller.KeyID) {
+			return api.Reply{}, fault.New(fault.Unauthenticated, "token_invalid", "The host was revoked, or has joined again.")
 		}
 		return f(c, x)
 	}
@@ -143,61 +145,86 @@ func owns(i *vpc.Instance, d *directory.Directory, address string) bool {
 
 // events takes in what the host's metadata service has recorded while it was
 // answering. A batch is recorded whole or not at all, together with the number
-// of its last event, so that one which is sent again is not recorded twice.
+// of its last event, so that one which is sent again is not recorded twice. An
+// outbox that is not the one before, such as after the host's disk was replaced,
+// begins to count anew.
 func (h *handler) events(c *api.Call, x *cluster.Host) (api.Reply, error) {
 	var batch link.Events
 	if err := decode(c, &batch); err != nil {
 		return api.Reply{}, err
 	}
-	if len(batch.Events) > link.MaxEvents || batch.First < 1 {
-		return api.Reply{}, fault.New(fault.Invalid, "invalid_body", "A batch has at most %d events, and the first one's number is at least 1.", link.MaxEvents)
+	if n := len(batch.Events); n < 1 || n > link.MaxEvents || batch.First < 1 || batch.First > link.MaxNumber || batch.Outbox == "" || len(batch.Outbox) > link.MaxOutbox {
+		return api.Reply{}, fault.New(fault.Invalid, "invalid_body",
+			"A batch has the id of its outbox, from 1 to %d events, and the number of the first, from 1 on.", link.MaxEvents)
 	}
-	var recorded int64
+	recorded := link.Recorded{Outbox: batch.Outbox}
 	err := h.Directory.Update(c.R.Context(), c.Caller.IAMID, func(tx *directory.Tx) error {
 		cursor := cluster.HostCursor{HostID: x.ID}
 		if old, ok := h.Directory.HostCursors.Get(x.ID); ok {
 			cursor = *old
 		}
-		recorded = cursor.Recorded
-		for n, e := range batch.Events {
+		if cursor.Outbox != batch.Outbox {
+			cursor.Outbox, cursor.Recorded = batch.Outbox, batch.First-1
+		}
+		before := cursor.Recorded
+		if missing := batch.First - 1 - cursor.Recorded; missing > 0 {
+			// They cannot come any more: the host has thrown them away, because
+			// this server had them before it was restored from an older state.
+			tx.Record(h.refused(c, x, fmt.Errorf("%d events up to number %d are missing", missing, batch.First-1)))
+			cursor.Recorded = batch.First - 1
+		}
+		for n, doc := range batch.Events {
 			number := batch.First + int64(n)
-			if number <= recorded {
+			if number <= cursor.Recorded {
 				continue
 			}
-			if number != recorded+1 {
-				return fault.New(fault.Conflict, "gap", "The event after number %d is number %d, not %d.", recorded, recorded+1, number)
-			}
-			recorded = number
-			accepted, err := h.accept(x, e)
-			if err == nil && (e.Reason.Code < 200 || e.Reason.Code > 599) {
-				err = errors.New("the event's outcome is not a status of HTTP")
-			}
-			if err == nil {
-				accepted.SetReason(e.Reason.Code, e.Reason.ForFailure)
-				accepted.Bound()
-			} else {
+			cursor.Recorded = number
+			e, err := h.reported(x, doc)
+			if err != nil {
 				// One that a broken host made up must not hold up the rest. That it
 				// was refused is worth knowing.
-				accepted = h.refused(c, x, err)
+				e = h.refused(c, x, fmt.Errorf("event number %d: %w", number, err))
 			}
-			tx.Record(accepted)
+			tx.Record(e)
 		}
-		if recorded == cursor.Recorded {
-			return nil
+		if recorded.Recorded = cursor.Recorded; cursor.Recorded > before {
+			h.Directory.HostCursors.Put(tx, &cursor)
 		}
-		cursor.Recorded = recorded
-		h.Directory.HostCursors.Put(tx, &cursor)
 		return nil
 	})
 	if err != nil {
 		return api.Reply{}, err
 	}
-	return api.Reply{Body: link.Recorded{Recorded: recorded}}, nil
+	return api.Reply{Body: recorded}, nil
+}
+
+// reported reads one event of a batch, with the outcome that the host tells.
+func (h *handler) reported(x *cluster.Host, doc json.RawMessage) (*activity.Event, error) {
+	var e *activity.Event
+	if err := json.Unmarshal(doc, &e); err != nil {
+		return nil, fmt.Errorf("it is not an event: %w", err)
+	}
+	accepted, err := h.accept(x, e)
+	if err != nil {
+		return nil, err
+	}
+	if e.Reason.Code < 200 || e.Reason.Code > 599 {
+		return nil, errors.New("the event's outcome is not a status of HTTP")
+	}
+	accepted.SetReason(e.Reason.Code, e.Reason.ForFailure)
+	return accepted, nil
 }
 
 // actionPrefix begins the events that a host's metadata service may record
 // (reference/instance-metadata-and-vpc.md section 5.1).
 const actionPrefix = "is.metadata."
+
+// Credentials of an instance as events name them
+// (reference/instance-metadata-and-vpc.md section 5.2).
+const (
+	instanceCredential = "compute-resource"
+	tokenCredential    = "instance-identity-token"
+)
 
 // Bounds on what a host says in an event.
 const (
@@ -240,11 +267,14 @@ func (h *handler) accept(x *cluster.Host, e *activity.Event) (*activity.Event, e
 		Message: e.Message, CorrelationID: e.CorrelationID, AccountID: i.AccountID, LogSourceCRN: i.CRN,
 		Initiator: activity.Initiator{
 			ID: id, Name: i.Name, TypeURI: activity.ComputeType, AuthnID: id, AuthnName: i.Name,
-			Credential: activity.Credential{Type: "compute-resource"},
+			Credential: activity.Credential{Type: instanceCredential},
 			Host:       activity.Host{AddressType: "IPv4", Agent: activity.Clip(e.Initiator.Host.Agent)},
 		},
 		Target:   activity.Target{ID: i.CRN, Name: i.Name, TypeURI: "is.instance/instance"},
 		Observer: activity.Observer{Name: "ActivityTracker"},
+	}
+	if e.Initiator.Credential.Type == tokenCredential {
+		out.Initiator.Credential.Type = tokenCredential
 	}
 	if owns(i, h.Directory, e.Initiator.Host.Address) {
 		out.Initiator.Host.Address = e.Initiator.Host.Address
@@ -258,8 +288,13 @@ func (h *handler) accept(x *cluster.Host, e *activity.Event) (*activity.Event, e
 		}
 	}
 	for _, check := range e.Trace[:min(len(e.Trace), maxChecks)] {
-		check.Wanted, check.Found, check.Hint = activity.Clip(check.Wanted), activity.Clip(check.Found), activity.Clip(check.Hint)
-		out.Trace = append(out.Trace, check)
+		if !slices.Contains([]activity.Outcome{activity.Pass, activity.Fail, activity.Skip}, check.Outcome) {
+			return nil, errors.New("the event's trace has a check without an outcome")
+		}
+		out.Trace = append(out.Trace, activity.Check{
+			Name: activity.Clip(check.Name), Outcome: check.Outcome,
+			Wanted: activity.Clip(check.Wanted), Found: activity.Clip(check.Found), Hint: activity.Clip(check.Hint),
+		})
 	}
 	out.Bound()
 	return out, nil
@@ -340,8 +375,9 @@ func (h *handler) image(c *api.Call, x *cluster.Host) (api.Reply, error) {
 	}
 	return api.Reply{Stream: func(w http.ResponseWriter, _ *http.Request) {
 		defer disk.Close()
-		// An error here means a connection without deadlines; then none is needed.
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(imageTimeout))
+		limit := newLimit(w, h.opts.Stopping)
+		defer limit.release()
+		limit.extend(imageTimeout)
 		w.Header().Set("Content-Type", "application/octet-stream")
 		if _, err := io.Copy(w, io.LimitReader(disk, i.Bytes)); err != nil {
 			h.Log.Warn("sending an image to a host ended early", "image", id, "host", x.Name, "error", err)

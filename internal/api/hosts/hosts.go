@@ -153,6 +153,11 @@ func (h *handler) find(c *api.Call) (*cluster.Host, api.Target, error) {
 	return nil, api.Target{TypeURI: "host/host"}, api.NotFound("host", ref).OnParameter("id", ref)
 }
 
+// named reports whether there is a host of this name.
+func (h *handler) named(name string) bool {
+	return slices.ContainsFunc(h.Directory.Hosts.All(), func(x *cluster.Host) bool { return x.Name == name })
+}
+
 // found is find for a route with a body.
 func found[B any](h *handler) func(*api.Call, *B) (*cluster.Host, api.Target, error) {
 	return func(c *api.Call, _ *B) (*cluster.Host, api.Target, error) { return h.find(c) }
@@ -190,6 +195,10 @@ func (h *handler) remove(c *api.Call, tx *directory.Tx, _ *api.None, x *cluster.
 		return api.Reply{}, t, fault.New(fault.Conflict, "host_not_empty", "Delete the %d instances of the host %s first.", n, x.Name)
 	}
 	h.Directory.Hosts.Delete(tx, x)
+	if cursor, ok := h.Directory.HostCursors.Get(x.ID); ok {
+		h.Directory.HostCursors.Delete(tx, cursor)
+	}
+	h.found.set(x.ID, nil)
 	return api.Reply{Status: http.StatusNoContent}, t, nil
 }
 
@@ -227,14 +236,11 @@ func (h *handler) loadJoinToken(c *api.Call, b *joinTokenBody) (*cluster.Host, a
 func (h *handler) createJoinToken(c *api.Call, tx *directory.Tx, b *joinTokenBody, again *cluster.Host) (api.Reply, api.Target, error) {
 	t := api.Target{Name: b.Name, TypeURI: "host/join-token"}
 	refuse := func(f *fault.Error) (api.Reply, api.Target, error) { return api.Reply{}, t, f }
-	life := defaultJoinLife
-	if b.ExpiresIn != 0 {
-		life = time.Duration(b.ExpiresIn) * time.Second
-	}
+	life := cmp.Or(b.ExpiresIn, int(defaultJoinLife/time.Second)) // seconds
 	region, _ := vpc.RegionNamed(h.Region)
 	_, known := region.Zone(b.Zone)
 	switch {
-	case b.ExpiresIn < 0, life > cluster.MaxJoinTokenLife:
+	case life < 0, life > int(cluster.MaxJoinTokenLife/time.Second):
 		return refuse(api.Invalid("The field expires_in must be from 1 to %d seconds.", int(cluster.MaxJoinTokenLife/time.Second)).On("expires_in"))
 	case again != nil && (b.Name != "" || b.Zone != ""):
 		return refuse(api.Invalid("A host that joins again keeps its name and zone; give only host.").On("name"))
@@ -245,10 +251,10 @@ func (h *handler) createJoinToken(c *api.Call, tx *directory.Tx, b *joinTokenBod
 	case b.Zone != "" && !known:
 		return refuse(api.Invalid("The zone %q is not one of region %s.", b.Zone, region.Name).On("zone"))
 	}
-	j := &cluster.JoinToken{ID: "JoinToken-" + newID(), Name: b.Name, Zone: b.Zone, Expires: tx.Now.Add(life)}
+	j := &cluster.JoinToken{ID: "JoinToken-" + newID(), Name: b.Name, Zone: b.Zone, Expires: tx.Now.Add(time.Duration(life) * time.Second)}
 	if again != nil {
 		j.HostID, j.Name, j.Zone = again.ID, again.Name, again.Zone
-	} else if slices.ContainsFunc(h.Directory.Hosts.All(), func(x *cluster.Host) bool { return x.Name == b.Name }) {
+	} else if h.named(b.Name) {
 		return refuse(fault.New(fault.Conflict, "name_not_unique", "There is a host %s already. To have it join again with a new key, give it as host.", b.Name).On("name"))
 	}
 	secret := newSecret()

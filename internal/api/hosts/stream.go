@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"tabard.dev/tabard/internal/api"
@@ -14,6 +15,7 @@ import (
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/host/link"
 	"tabard.dev/tabard/internal/placement"
+	"tabard.dev/tabard/internal/vpc"
 )
 
 // Bounds on a stream.
@@ -49,10 +51,11 @@ func (h *handler) stream(c *api.Call, x *cluster.Host) (api.Reply, error) {
 			IdentityCA: capacity.IdentityCA,
 		})
 		defer leave()
-		s := &sender{handler: h, host: x, w: w, rc: http.NewResponseController(w), sent: map[string][]byte{}}
+		s := &sender{handler: h, host: x, w: w, limit: newLimit(w, h.opts.Stopping), sent: map[string]*vpc.Placement{}}
+		defer s.limit.release()
 		// The read deadline of the server counts from the request's beginning;
 		// this request has been read.
-		_ = s.rc.SetReadDeadline(time.Time{})
+		_ = s.limit.rc.SetReadDeadline(time.Time{})
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		h.Log.Info("host is connected", "host", x.Name)
 		err := s.run(r.Context())
@@ -63,10 +66,10 @@ func (h *handler) stream(c *api.Call, x *cluster.Host) (api.Reply, error) {
 // sender is one stream.
 type sender struct {
 	*handler
-	host *cluster.Host
-	w    http.ResponseWriter
-	rc   *http.ResponseController
-	sent map[string][]byte // by instance: the placement as it was sent last
+	host  *cluster.Host
+	w     http.ResponseWriter
+	limit *limit
+	sent  map[string]*vpc.Placement // by instance, as it was sent last
 }
 
 func (s *sender) run(ctx context.Context) error {
@@ -98,25 +101,27 @@ func (s *sender) run(ctx context.Context) error {
 		case <-watch.C:
 		}
 		time.Sleep(gather)
-		if x, ok := s.Directory.Hosts.Get(s.host.ID); !ok || x.Revoked || !bytes.Equal(x.JWKS, s.host.JWKS) {
-			return errEnded
-		}
 		if err := s.changes(); err != nil {
 			return err
 		}
 	}
 }
 
-// changes sends what differs from what was sent.
+// changes sends what differs from what was sent, unless the host is not the one
+// any more that the stream began with.
 func (s *sender) changes() error {
+	if x, ok := s.Directory.Hosts.Get(s.host.ID); !ok || x.Revoked || !bytes.Equal(x.JWKS, s.host.JWKS) {
+		return errEnded
+	}
 	placed := placement.OnHost(s.Directory, s.host.ID)
 	for id, p := range placed {
+		if before := s.sent[id]; before != nil && placement.Same(before, p) {
+			continue
+		}
+		s.sent[id] = p
 		b, err := json.Marshal(link.Message{Placement: p})
 		if err != nil {
 			return err
-		}
-		if bytes.Equal(b, s.sent[id]) {
-			continue
 		}
 		if len(b) > link.MaxMessage {
 			s.Log.Error("placement is too large for its host", "instance", id, "bytes", len(b))
@@ -125,7 +130,6 @@ func (s *sender) changes() error {
 		if err := s.write(b); err != nil {
 			return err
 		}
-		s.sent[id] = b
 	}
 	for id := range s.sent {
 		if placed[id] == nil {
@@ -147,9 +151,53 @@ func (s *sender) send(m link.Message) error {
 }
 
 func (s *sender) write(b []byte) error {
-	_ = s.rc.SetWriteDeadline(time.Now().Add(sendTimeout)) // an error means a connection without deadlines
+	s.limit.extend(sendTimeout)
 	if _, err := s.w.Write(append(b, '\n')); err != nil {
 		return err
 	}
-	return s.rc.Flush()
+	return s.limit.rc.Flush()
+}
+
+// limit bounds the writing of a long answer. When the server stops, little time
+// is left to whoever does not read.
+type limit struct {
+	rc       *http.ResponseController
+	released chan struct{}
+	watch    sync.WaitGroup
+
+	mu       sync.Mutex
+	stopping bool
+}
+
+const lastWrite = time.Second // what is left when the server stops
+
+func newLimit(w http.ResponseWriter, stopping <-chan struct{}) *limit {
+	l := &limit{rc: http.NewResponseController(w), released: make(chan struct{})}
+	l.watch.Go(func() {
+		select {
+		case <-l.released:
+		case <-stopping:
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.stopping = true
+			_ = l.rc.SetWriteDeadline(time.Now().Add(lastWrite))
+		}
+	})
+	return l
+}
+
+// extend gives the writer so much time from now on, unless the server stops. An
+// error means a connection without deadlines; then none is needed.
+func (l *limit) extend(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.stopping {
+		_ = l.rc.SetWriteDeadline(time.Now().Add(d))
+	}
+}
+
+// release ends the watch for the server's stop.
+func (l *limit) release() {
+	close(l.released)
+	l.watch.Wait()
 }

@@ -10,8 +10,8 @@
 package agent
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,6 +36,7 @@ import (
 	"tabard.dev/tabard/internal/metadata"
 	"tabard.dev/tabard/internal/store/datadir"
 	"tabard.dev/tabard/internal/token"
+	"tabard.dev/tabard/internal/vpc"
 )
 
 // Config is everything that an agent can set.
@@ -85,6 +86,9 @@ type Agent struct {
 	monitor    net.Listener // nil without metrics
 	lock       *os.File
 	connected  atomic.Bool
+
+	found  atomic.Pointer[[]link.Machine] // what something else runs here, as it was found last
+	untold chan struct{}                  // signalled when the server may not know it
 }
 
 // Open prepares the host: it joins with the token, unless it has joined before,
@@ -96,7 +100,7 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	a := &Agent{cfg: cfg}
+	a := &Agent{cfg: cfg, untold: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -112,7 +116,7 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if a.lock, err = datadir.Lock(cfg.Dir); err != nil {
 		return nil, err
 	}
-	if a.state, err = openState(ctx, cfg.Dir, cfg.Master, joinToken != ""); err != nil {
+	if a.state, err = openState(ctx, cfg.Dir, cfg.Master, joinToken); err != nil {
 		return nil, err
 	}
 	if err := a.join(ctx, joinToken); err != nil {
@@ -121,12 +125,9 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if a.outbox, err = OpenOutbox(cfg.Dir, cfg.Log); err != nil {
 		return nil, err
 	}
-	if err := a.outbox.Recorded(a.id.Recorded); err != nil {
-		return nil, err
-	}
 	a.journal = journal.New(journal.Config{Store: a.outbox})
 	a.world = newWorld(a.id.ID, cfg.Log)
-	a.world.send = a.client.report
+	a.world.send = a.report
 	if err := a.world.load(a.state); err != nil && !errors.Is(err, os.ErrNotExist) {
 		cfg.Log.Warn("what was placed on this host before cannot be read; it comes again from the server", "error", err)
 	}
@@ -178,79 +179,74 @@ func readToken(file string) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// join makes sure that the host knows who it is. A token that was used already
-// is no reason to stop: the service is started with the same words each time.
+// join makes sure that the host knows who it is.
 func (a *Agent) join(ctx context.Context, joinToken string) error {
-	id, joined, err := a.state.identity()
-	if err != nil {
-		return err
-	}
-	mayJoin := joinToken != "" && (!joined || id.JoinedWith != link.Fingerprint(joinToken))
-	key, err := a.state.key(mayJoin)
-	if err != nil {
-		return err
-	}
 	tr, err := transport(a.cfg.CAFile)
 	if err != nil {
 		return err
 	}
 	// Nothing that the server answers sends the host, with its token, elsewhere.
 	hc := &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	server := a.cfg.Server
-	if server == "" {
-		server = id.Server
-	}
+	server := cmp.Or(a.cfg.Server, a.state.who.Server)
 	if server == "" {
 		return errors.New("this host has not joined any server: give --server URL and --join-token-file FILE; 'tabard host create-join-token NAME' makes the token")
 	}
 	if server, err = checkURL(server, a.cfg.Insecure); err != nil {
 		return err
 	}
-	signer := &Signer{Key: key, KeyID: id.KeyID}
-	if mayJoin {
-		if id, err = a.joinNow(ctx, hc, server, joinToken, key.Public()); err != nil {
-			if !joined {
-				return err
-			}
+	if a.state.token != "" {
+		if err := a.joinNow(ctx, hc, server, joinToken); err != nil && !a.state.joined {
+			return err
+		} else if err != nil {
 			a.cfg.Log.Warn("the join token is not taken; going on as the host that this is already", "error", err)
-			if id, _, err = a.state.identity(); err != nil {
-				return err
-			}
 		}
-		signer = &Signer{Key: key, KeyID: id.KeyID}
-	} else if !joined {
+	}
+	if !a.state.joined {
 		return errors.New("this host has not joined: give --join-token-file FILE; 'tabard host create-join-token NAME' makes the token")
 	}
-	a.id = id
-	a.client = &client{
-		server: server, endpoint: id.TokenEndpoint, host: id.ID, signer: signer, now: a.cfg.Now, http: hc,
+	key, err := a.state.key()
+	if err != nil {
+		return err
 	}
+	who := a.state.who
+	if server != who.Server {
+		// It has moved. What is signed for it must name its new endpoint.
+		who.Server = server
+		if who.TokenEndpoint, err = discover(ctx, hc, server); err != nil {
+			return err
+		}
+		if err := a.state.become(who); err != nil {
+			return err
+		}
+	}
+	a.id = who
+	a.client = newClient(server, who.TokenEndpoint, who.ID, &Signer{Key: key, KeyID: who.KeyID}, a.cfg.Now, hc)
 	return nil
 }
 
-func (a *Agent) joinNow(ctx context.Context, hc *http.Client, server, joinToken string, public any) (identity, error) {
+func (a *Agent) joinNow(ctx context.Context, hc *http.Client, server, joinToken string) error {
 	endpoint, err := discover(ctx, hc, server)
 	if err != nil {
-		return identity{}, err
+		return err
 	}
-	jwk, err := jose.JSONWebKey{Key: public, Algorithm: string(jose.RS256), Use: "sig"}.MarshalJSON()
+	key, err := a.state.joiningKey()
 	if err != nil {
-		return identity{}, fmt.Errorf("encode the host's public key: %w", err)
+		return err
 	}
-	key, err := a.state.key(true)
+	jwk, err := jose.JSONWebKey{Key: key.Public(), Algorithm: string(jose.RS256), Use: "sig"}.MarshalJSON()
 	if err != nil {
-		return identity{}, err
+		return fmt.Errorf("encode the host's public key: %w", err)
 	}
 	answer, err := join(ctx, hc, server, endpoint, joinToken, &Signer{Key: key}, jwk, a.cfg.Now())
 	if err != nil {
-		return identity{}, fmt.Errorf("join %s: %w", server, err)
+		return fmt.Errorf("join %s: %w", server, err)
 	}
 	id := identity{Server: server, TokenEndpoint: endpoint, JoinedWith: link.Fingerprint(joinToken), JoinAnswer: answer}
-	if err := a.state.setIdentity(id); err != nil {
-		return identity{}, fmt.Errorf("keep who this host is: %w", err)
+	if err := a.state.become(id); err != nil {
+		return err
 	}
 	a.cfg.Log.Info("joined", "server", server, "host", id.Name, "id", id.ID)
-	return id, nil
+	return nil
 }
 
 // Name is the host's name.
@@ -274,11 +270,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if a.cfg.Found != nil {
 		group.Go(func() error {
-			a.cfg.Found(ctx, a.cfg.Log, func(ctx context.Context, m []link.Machine) error {
-				return a.client.call(ctx, link.PathFound, "", link.Found{Machines: m}, nil)
+			a.cfg.Found(ctx, a.cfg.Log, func(_ context.Context, m []link.Machine) error {
+				a.found.Store(&m)
+				a.tellFound()
+				return nil
 			})
 			return nil
 		})
+		group.Go(func() error { a.sendFound(ctx); return nil })
 	}
 	err := group.Wait()
 	a.close()
@@ -321,6 +320,7 @@ func (a *Agent) listen(ctx context.Context) {
 				a.connected.Store(true)
 				wait = firstWait
 				a.cfg.Log.Info("the server is there", "server", a.client.server)
+				a.tellFound()
 				return a.outbox.Recorded(m.Hello.Recorded)
 			}
 			a.world.hear(m)
@@ -343,10 +343,10 @@ func (a *Agent) listen(ctx context.Context) {
 
 // drain sends the events of the outbox to the server.
 func (a *Agent) drain(ctx context.Context) {
-	wait := firstWait
+	wait, most := firstWait, link.MaxEvents
 	for ctx.Err() == nil {
-		first, docs, err := a.outbox.Next(link.MaxEvents, link.MaxBatchBytes)
-		if err == nil && len(docs) == 0 {
+		batch, err := a.outbox.Next(most, link.MaxBatchBytes)
+		if err == nil && len(batch.Events) == 0 {
 			select {
 			case <-ctx.Done():
 			case <-a.outbox.More():
@@ -354,10 +354,14 @@ func (a *Agent) drain(ctx context.Context) {
 			continue
 		}
 		if err == nil {
-			err = a.deliver(ctx, first, docs)
+			err = a.deliver(ctx, batch)
 		}
 		if err == nil {
-			wait = firstWait
+			wait, most = firstWait, link.MaxEvents
+			continue
+		}
+		if fault.Is(err, fault.TooLarge) && most > 1 {
+			most = max(1, len(batch.Events)/2)
 			continue
 		}
 		if ctx.Err() == nil && !fault.Is(err, fault.Unavailable) {
@@ -368,12 +372,51 @@ func (a *Agent) drain(ctx context.Context) {
 	}
 }
 
-func (a *Agent) deliver(ctx context.Context, first int64, docs []json.RawMessage) error {
+func (a *Agent) deliver(ctx context.Context, batch link.Events) error {
 	var answer link.Recorded
-	if err := a.client.call(ctx, link.PathEvents, "", link.RawEvents{First: first, Events: docs}, &answer); err != nil {
+	if err := a.client.call(ctx, link.PathEvents, "", batch, &answer); err != nil {
 		return err
 	}
-	return a.outbox.Recorded(answer.Recorded)
+	return a.outbox.Recorded(answer)
+}
+
+func (a *Agent) tellFound() {
+	select {
+	case a.untold <- struct{}{}:
+	default:
+	}
+}
+
+// sendFound tells the server what was found on this host, whenever that has
+// changed and each time that the server is there again: it does not keep it.
+func (a *Agent) sendFound(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.untold:
+		}
+		m := a.found.Load()
+		if m == nil {
+			continue
+		}
+		if err := a.client.call(ctx, link.PathFound, "", link.Found{Machines: *m}, nil); err != nil && ctx.Err() == nil {
+			a.cfg.Log.Warn("what was found on this host is told when the server is there again", "error", err)
+		}
+	}
+}
+
+// report tells the server what was done with an instance. That one is gone is
+// told last: the server takes no events about an instance that it has forgotten.
+func (a *Agent) report(ctx context.Context, r vpc.Report) error {
+	if r.Status == "" {
+		wait, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		if err := a.outbox.Delivered(wait); err != nil {
+			return fmt.Errorf("wait until the server has the events of instance %s: %w", r.InstanceID, err)
+		}
+	}
+	return a.client.call(ctx, link.PathReports, "", r, nil)
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -46,10 +46,19 @@ type client struct {
 	signer   *Signer
 	now      func() time.Time
 	http     *http.Client
+	turn     chan struct{} // holds one token: the right to get an access token
 
 	mu      sync.Mutex
 	token   string
 	refresh time.Time // when the token is old enough for another
+	logins  int       // attempts so far
+	failed  error     // of the last attempt
+}
+
+func newClient(server, endpoint, host string, s *Signer, now func() time.Time, hc *http.Client) *client {
+	c := &client{server: server, endpoint: endpoint, host: host, signer: s, now: now, http: hc, turn: make(chan struct{}, 1)}
+	c.turn <- struct{}{}
+	return c
 }
 
 // transport trusts the system's authorities, and the one in the file.
@@ -62,6 +71,9 @@ func transport(caFile string) (*http.Transport, error) {
 		IdleConnTimeout:       time.Minute,
 		ForceAttemptHTTP2:     true,
 		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
+		// All requests share a connection. When the network swallows it, it must
+		// not take the next requests with it.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: link.PingEvery, PingTimeout: link.PingEvery},
 	}
 	if caFile == "" {
 		return t, nil
@@ -135,21 +147,54 @@ func join(ctx context.Context, c *http.Client, server, endpoint, joinToken strin
 	return answer, err
 }
 
-// access returns the host's access token, and gets another when it is old or
-// fresh is wanted.
-func (c *client) access(ctx context.Context, fresh bool) (string, error) {
+// access returns the host's access token, and gets another when it is old or the
+// one that the server takes no more. One caller gets it for all who wait; none
+// waits longer than his own time.
+func (c *client) access(ctx context.Context, not string) (string, error) {
+	token, before, _ := c.known(not)
+	if token != "" {
+		return token, nil
+	}
+	select {
+	case <-c.turn:
+		defer func() { c.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return "", away(ctx.Err())
+	}
+	token, logins, failed := c.known(not)
+	if token != "" || logins > before && failed != nil {
+		return token, failed
+	}
+	token, life, err := c.login(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.now()
-	if !fresh && c.token != "" && now.Before(c.refresh) {
-		return c.token, nil
+	c.logins++
+	if c.failed = err; err == nil {
+		c.token, c.refresh = token, c.now().Add(life*4/5)
 	}
+	return token, err
+}
+
+// known returns the access token if it is good and not the given one, and how
+// the attempts to get one went.
+func (c *client) known(not string) (token string, logins int, failed error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.token != not && c.now().Before(c.refresh) {
+		return c.token, c.logins, nil
+	}
+	return "", c.logins, c.failed
+}
+
+// login gets an access token for the host's assertion.
+func (c *client) login(ctx context.Context) (_ string, life time.Duration, _ error) {
+	now := c.now()
 	assertion, err := c.signer.Sign(attest.HostProof{
 		Issuer: c.host, Subject: c.host, Audience: []string{c.endpoint}, IssuedAt: now.Unix(),
 		Expires: now.Add(attest.HostProofLife).Unix(), JTI: uuid.NewString(),
 	}, attest.TypeHostAssertion)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	form := url.Values{
 		"grant_type": {grant.TypeClientCredentials}, "client_assertion_type": {grant.AssertionType}, "client_assertion": {assertion},
@@ -158,17 +203,17 @@ func (c *client) access(ctx context.Context, fresh bool) (string, error) {
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.server+"/identity/token", strings.NewReader(form.Encode()))
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return "", away(err)
+		return "", 0, away(err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return "", away(err)
+		return "", 0, away(err)
 	}
 	var answer struct {
 		AccessToken string `json:"access_token"`
@@ -177,17 +222,16 @@ func (c *client) access(ctx context.Context, fresh bool) (string, error) {
 		Details     string `json:"errorDetails"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return "", away(fmt.Errorf("the token endpoint answered with status %d and no JSON", resp.StatusCode))
+		return "", 0, away(fmt.Errorf("the token endpoint answered with status %d and no JSON", resp.StatusCode))
 	}
 	if resp.StatusCode != http.StatusOK || answer.AccessToken == "" {
 		err := fmt.Errorf("the server gives this host no access token: %s %s (status %d)", answer.Message, answer.Details, resp.StatusCode)
 		if resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests {
-			return "", fault.New(fault.Unavailable, "service_error", "The host of this instance is not admitted by the IAM server.").Because(errors.Join(errRefused, err))
+			return "", 0, fault.New(fault.Unavailable, "service_error", "The host of this instance is not admitted by the IAM server.").Because(errors.Join(errRefused, err))
 		}
-		return "", away(err)
+		return "", 0, away(err)
 	}
-	c.token, c.refresh = answer.AccessToken, now.Add(time.Duration(answer.ExpiresIn)*time.Second*4/5)
-	return c.token, nil
+	return answer.AccessToken, time.Duration(min(max(answer.ExpiresIn, 0), int64(grant.HostLife/time.Second))) * time.Second, nil
 }
 
 // errRefused means that the server does not know this host, or no longer.
@@ -207,17 +251,17 @@ func away(cause error) *fault.Error {
 func (c *client) call(ctx context.Context, path, transaction string, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	for _, fresh := range []bool{false, true} {
-		token, err := c.access(ctx, fresh)
-		if err != nil {
-			return err
-		}
+	token, err := c.access(ctx, "")
+	if err == nil {
 		err = post(ctx, c.http, c.server+path, token, transaction, in, out)
-		if fresh || !stale(err) {
-			return err
-		}
 	}
-	return nil
+	if !stale(err) {
+		return err
+	}
+	if token, err = c.access(ctx, token); err != nil {
+		return err
+	}
+	return post(ctx, c.http, c.server+path, token, transaction, in, out)
 }
 
 // stale reports whether a fault says that the access token is not good.
@@ -227,11 +271,13 @@ func stale(err error) bool {
 }
 
 func post(ctx context.Context, c *http.Client, url, token, transaction string, in, out any) error {
-	body, err := json.Marshal(in)
-	if err != nil {
+	var body bytes.Buffer
+	enc := json.NewEncoder(&body)
+	enc.SetEscapeHTML(false) // one byte of an event must not become six: a batch is measured before
+	if err := enc.Encode(in); err != nil {
 		return fmt.Errorf("encode a request: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, &body)
 	if err != nil {
 		return err
 	}
@@ -274,33 +320,39 @@ func failed(status int, body []byte) error {
 
 // get opens a long answer as this host. The caller closes it.
 func (c *client) get(ctx context.Context, path string) (*http.Response, error) {
-	for _, fresh := range []bool{false, true} {
-		token, err := c.access(ctx, fresh)
-		if err != nil {
-			return nil, err
-		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server+path, nil)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-		resp, err := c.http.Do(req)
-		if err != nil {
-			return nil, away(err)
-		}
-		if resp.StatusCode == http.StatusOK {
-			return resp, nil
-		}
-		body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-		resp.Body.Close()
-		if err != nil {
-			return nil, away(err)
-		}
-		if err = failed(resp.StatusCode, body); fresh || !stale(err) {
-			return nil, err
-		}
+	token, err := c.access(ctx, "")
+	if err != nil {
+		return nil, err
 	}
-	return nil, nil
+	resp, err := c.getWith(ctx, path, token)
+	if !stale(err) {
+		return resp, err
+	}
+	if token, err = c.access(ctx, token); err != nil {
+		return nil, err
+	}
+	return c.getWith(ctx, path, token)
+}
+
+func (c *client) getWith(ctx context.Context, path, token string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, away(err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, away(err)
+	}
+	return nil, failed(resp.StatusCode, body)
 }
 
 // stream hands every message of the server to got, until the stream ends or has
@@ -354,10 +406,6 @@ func (c *client) Instance(ctx context.Context, o grant.Origin, r grant.InstanceR
 	out := grant.Answer{AccessToken: a.AccessToken}
 	out.Claims.IssuedAt, out.Claims.Expires = a.IssuedAt, a.Expires
 	return out, nil
-}
-
-func (c *client) report(ctx context.Context, r vpc.Report) error {
-	return c.call(ctx, link.PathReports, "", r, nil)
 }
 
 // Fetch writes an image's disk. It implements the qemu driver's images.

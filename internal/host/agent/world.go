@@ -5,11 +5,17 @@ import (
 	"encoding/json"
 	"log/slog"
 	"maps"
+	"regexp"
 	"sync"
+	"time"
 
 	"tabard.dev/tabard/internal/host/link"
 	"tabard.dev/tabard/internal/vpc"
 )
+
+// instanceID is the form of what a message may be about. Drivers name files and
+// devices by it.
+var instanceID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
 // world is what this host knows of its instances: what the server has said, or
 // what it had said when it was there last.
@@ -61,6 +67,11 @@ func (w *world) begin() {
 	w.heard = map[string]bool{}
 }
 
+// believable reports whether a placement is one of this host.
+func (w *world) believable(p *vpc.Placement) bool {
+	return p != nil && p.Instance.HostID == w.host && instanceID.MatchString(p.Instance.ID)
+}
+
 // hear takes in one message of the stream. What is not about this host is not
 // believed, whoever sent it.
 func (w *world) hear(m link.Message) {
@@ -69,7 +80,7 @@ func (w *world) hear(m link.Message) {
 	switch {
 	case m.Placement != nil:
 		id := m.Placement.Instance.ID
-		if m.Placement.Instance.HostID != w.host || id == "" {
+		if !w.believable(m.Placement) {
 			w.log.Error("the server sent an instance that is not on this host", "instance", id, "host", m.Placement.Instance.HostID)
 			return
 		}
@@ -96,7 +107,7 @@ func (w *world) hear(m link.Message) {
 
 // load takes up what was known when the agent ran last.
 func (w *world) load(s *state) error {
-	b, err := s.open(placementsFile)
+	b, err := s.open(placementsFile, placementsFile)
 	if err != nil {
 		return err
 	}
@@ -104,29 +115,48 @@ func (w *world) load(s *state) error {
 	if err := json.Unmarshal(b, &placed); err != nil {
 		return err
 	}
-	maps.DeleteFunc(placed, func(_ string, p *vpc.Placement) bool { return p == nil || p.Instance.HostID != w.host })
+	maps.DeleteFunc(placed, func(id string, p *vpc.Placement) bool { return !w.believable(p) || p.Instance.ID != id })
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.placed, w.known = placed, true
 	return nil
 }
 
+// saveAgain bounds how long what is known stays unwritten after a failure.
+const saveAgain = 10 * time.Second
+
 // keep writes down what is known whenever it has changed, until the context
 // ends.
 func (w *world) keep(ctx context.Context, s *state) {
+	again := time.NewTimer(saveAgain)
+	again.Stop()
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			select {
+			case <-w.save: // the last word
+				w.keepNow(s)
+			default:
+			}
 			return
 		case <-w.save:
+		case <-again.C:
 		}
-		placed, _ := w.Placements()
-		b, err := json.Marshal(placed)
-		if err == nil {
-			err = s.seal(placementsFile, b)
-		}
-		if err != nil {
-			w.log.Error("what is placed on this host is not kept for a restart without the server", "error", err)
+		if !w.keepNow(s) {
+			again.Reset(saveAgain)
 		}
 	}
+}
+
+func (w *world) keepNow(s *state) bool {
+	placed, _ := w.Placements()
+	b, err := json.Marshal(placed)
+	if err == nil {
+		err = s.seal(placementsFile, placementsFile, b)
+	}
+	if err != nil {
+		w.log.Error("what is placed on this host is not kept for a restart without the server", "error", err)
+	}
+	return err == nil
 }

@@ -50,11 +50,11 @@ type JoinAnswer struct {
 
 // Hello is what a host needs to know of the installation.
 type Hello struct {
-	Region   string `json:"region"`
-	CName    string `json:"cname"`
-	CType    string `json:"ctype"`
-	Zone     string `json:"zone,omitempty"`
-	Recorded int64  `json:"recorded"` // number of the last of the host's events that the server has
+	Region string `json:"region"`
+	CName  string `json:"cname"`
+	CType  string `json:"ctype"`
+	Zone   string `json:"zone,omitempty"`
+	Recorded
 }
 
 // Capacity is what a host offers. It stands in the query of the stream.
@@ -110,15 +110,10 @@ type ExchangeAnswer struct {
 }
 
 // Events are events of the host's metadata service in order; the first one has
-// the number First and each further one the next.
+// the number First and each further one the next. They are not decoded with the
+// batch: one that is damaged must not hold up the others.
 type Events struct {
-	First  int64             `json:"first"`
-	Events []*activity.Event `json:"events"`
-}
-
-// RawEvents is Events as the agent sends it: it does not look into what it has
-// kept.
-type RawEvents struct {
+	Outbox string            `json:"outbox"` // id of what they come out of; each counts for itself
 	First  int64             `json:"first"`
 	Events []json.RawMessage `json:"events"`
 }
@@ -127,11 +122,15 @@ type RawEvents struct {
 const (
 	MaxEvents     = 500
 	MaxBatchBytes = 768 << 10
+	MaxOutbox     = 64      // bytes of an outbox's id
+	MaxNumber     = 1 << 53 // of an event
 )
 
-// Recorded answers Events: what is up to this number stands in the log.
+// Recorded answers Events, and stands in Hello: what is up to this number of the
+// outbox stands in the log.
 type Recorded struct {
-	Recorded int64 `json:"recorded"`
+	Outbox   string `json:"outbox,omitempty"`
+	Recorded int64  `json:"recorded"`
 }
 
 // Machine is one that the host has found, which something else runs.

@@ -174,10 +174,6 @@ func (a *Agent) join(ctx context.Context, joinToken string) error {
 		return err
 	}
 	mayJoin := joinToken != "" && (!joined || id.JoinedWith != link.Fingerprint(joinToken))
-	key, err := a.state.key(mayJoin)
-	if err != nil {
-		return err
-	}
 	tr, err := transport(a.cfg.CAFile)
 	if err != nil {
 		return err
@@ -194,21 +190,25 @@ func (a *Agent) join(ctx context.Context, joinToken string) error {
 	if server, err = checkURL(server, a.cfg.Insecure); err != nil {
 		return err
 	}
-	signer := &Signer{Key: key, KeyID: id.KeyID}
-	if mayJoin {
-		if id, err = a.joinNow(ctx, hc, server, joinToken, key.Public()); err != nil {
-			if !joined {
-				return err
-			}
-			a.cfg.Log.Warn("the join token is not taken; going on as the host that this is already", "error", err)
-			if id, _, err = a.state.identity(); err != nil {
-				return err
-			}
+	switch {
+	case mayJoin:
+		now, err := a.joinNow(ctx, hc, server, joinToken)
+		if err == nil {
+			id = now
+			break
 		}
-		signer = &Signer{Key: key, KeyID: id.KeyID}
-	} else if !joined {
+		if !joined {
+			return err
+		}
+		a.cfg.Log.Warn("the join token is not taken; going on as the host that this is already", "error", err)
+	case !joined:
 		return errors.New("this host has not joined: give --join-token-file FILE; 'tabard host create-join-token NAME' makes the token")
 	}
+	key, err := a.state.key()
+	if err != nil {
+		return err
+	}
+	signer := &Signer{Key: key, KeyID: id.KeyID}
 	a.id = id
 	a.client = &client{
 		server: server, endpoint: id.TokenEndpoint, host: id.ID, signer: signer, now: a.cfg.Now, http: hc,
@@ -216,24 +216,30 @@ func (a *Agent) join(ctx context.Context, joinToken string) error {
 	return nil
 }
 
-func (a *Agent) joinNow(ctx context.Context, hc *http.Client, server, joinToken string, public any) (identity, error) {
+// joinNow joins with a key that was made for it. A key that the server has seen
+// before, be it in an attempt of which only the answer was lost, is not taken
+// again.
+func (a *Agent) joinNow(ctx context.Context, hc *http.Client, server, joinToken string) (identity, error) {
 	endpoint, err := discover(ctx, hc, server)
 	if err != nil {
 		return identity{}, err
 	}
-	jwk, err := jose.JSONWebKey{Key: public, Algorithm: string(jose.RS256), Use: "sig"}.MarshalJSON()
-	if err != nil {
-		return identity{}, fmt.Errorf("encode the host's public key: %w", err)
-	}
-	key, err := a.state.key(true)
+	key, err := newKey()
 	if err != nil {
 		return identity{}, err
+	}
+	jwk, err := jose.JSONWebKey{Key: key.Public(), Algorithm: string(jose.RS256), Use: "sig"}.MarshalJSON()
+	if err != nil {
+		return identity{}, fmt.Errorf("encode the host's public key: %w", err)
 	}
 	answer, err := join(ctx, hc, server, endpoint, joinToken, &Signer{Key: key}, jwk, a.cfg.Now())
 	if err != nil {
 		return identity{}, fmt.Errorf("join %s: %w", server, err)
 	}
 	id := identity{Server: server, TokenEndpoint: endpoint, JoinedWith: link.Fingerprint(joinToken), JoinAnswer: answer}
+	if err := a.state.setKey(key); err != nil {
+		return identity{}, fmt.Errorf("keep the host's key: %w", err)
+	}
 	if err := a.state.setIdentity(id); err != nil {
 		return identity{}, fmt.Errorf("keep who this host is: %w", err)
 	}

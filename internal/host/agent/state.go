@@ -102,39 +102,47 @@ func (s *state) setIdentity(id identity) error {
 	return writeFile(filepath.Join(s.dir, identityFile), append(b, '\n'))
 }
 
-// key returns the host's key, and makes it when there is none, or when there is
-// one that cannot be opened any more and the host joins again.
-func (s *state) key(joining bool) (*rsa.PrivateKey, error) {
+// key returns the host's key.
+func (s *state) key() (*rsa.PrivateKey, error) {
 	der, err := s.open(keyFile)
-	switch {
-	case err == nil:
-		parsed, err := x509.ParsePKCS8PrivateKey(der)
-		if err != nil {
-			return nil, fmt.Errorf("parse the host's key: %w", err)
-		}
-		key, ok := parsed.(*rsa.PrivateKey)
-		if !ok {
-			return nil, fmt.Errorf("the host's key is a %T, not an RSA key", parsed)
-		}
-		return key, nil
-	case !joining && !errors.Is(err, os.ErrNotExist):
+	if err != nil {
 		return nil, fmt.Errorf("%w. If the master key is lost, the host joins again: 'tabard host create-join-token --host NAME', then --join-token-file", err)
 	}
-	// What else was sealed under a master key that is gone cannot be opened
-	// either, and is made or sent anew.
-	for _, name := range []string{placementsFile, authorityFile} {
-		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("remove what cannot be opened any more: %w", err)
-		}
+	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("parse the host's key: %w", err)
 	}
+	key, ok := parsed.(*rsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("the host's key is a %T, not an RSA key", parsed)
+	}
+	return key, nil
+}
+
+func newKey() (*rsa.PrivateKey, error) {
 	key, err := rsa.GenerateKey(rand.Reader, keyBits)
 	if err != nil {
 		return nil, fmt.Errorf("make the host's key: %w", err)
 	}
-	if der, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
-		return nil, fmt.Errorf("encode the host's key: %w", err)
+	return key, nil
+}
+
+// setKey keeps the key in place of an earlier one.
+func (s *state) setKey(key *rsa.PrivateKey) error {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return fmt.Errorf("encode the host's key: %w", err)
 	}
-	return key, s.seal(keyFile, der)
+	if _, err := s.open(keyFile); err != nil {
+		// What else was sealed under a master key that is gone cannot be opened
+		// either, and is made or sent anew.
+		for _, name := range []string{placementsFile, authorityFile} {
+			if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("remove what cannot be opened any more: %w", err)
+			}
+		}
+	}
+	return s.seal(keyFile, der)
 }
 
 // seal writes a file that only the holder of the master key can read. The name

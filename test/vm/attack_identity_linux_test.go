@@ -221,6 +221,7 @@ func TestNothingThatAnInstanceSaysGetsItAnothersIdentity(t *testing.T) {
 		}
 		s.cli("host", "create-join-token", "--host", h.name, "--file", file)
 		h.start()
+		s.connected(h)
 		s.cli("is", "instance-start", a.Name)
 		s.become(a.Name, "running")
 		a.works(t)

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -367,4 +368,16 @@ func (s *site) sub(name string, f func(t *testing.T)) {
 		s.t = t
 		f(t)
 	})
+}
+
+// connected waits until the server has a host's stream.
+func (s *site) connected(hosts ...*node) {
+	s.t.Helper()
+	for _, h := range hosts {
+		s.await(h.name+" is connected", func() bool {
+			var list []struct{ Name, Status string }
+			s.json(&list, "host", "list")
+			return slices.ContainsFunc(list, func(x struct{ Name, Status string }) bool { return x.Name == h.name && x.Status == "connected" })
+		})
+	}
 }

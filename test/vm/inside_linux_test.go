@@ -2,6 +2,7 @@ package vm
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,12 +151,11 @@ func quick(args ...string) []string {
 
 // What an instance asks its own service for.
 const (
-	service     = "http://169.254.169.254"
-	tokenPath   = "/identity/v1/token?version=2025-08-26"
-	iamPath     = "/identity/v1/iam_tokens?version=2025-08-26"
-	ownPath     = "/metadata/v1/instance?version=2025-08-26"
-	flavor      = "Metadata-Flavor: ibm"
-	iamAudience = "/identity/token"
+	service   = "http://169.254.169.254"
+	tokenPath = "/identity/v1/token?version=2025-08-26"
+	iamPath   = "/identity/v1/iam_tokens?version=2025-08-26"
+	ownPath   = "/metadata/v1/instance?version=2025-08-26"
+	flavor    = "Metadata-Flavor: ibm"
 )
 
 // wantToken asks for an identity token.
@@ -328,30 +329,33 @@ func (p *packets) send(frame []byte) {
 	}
 }
 
-// got returns the first frame that came in and fits, within the time of silence.
-func (p *packets) got(fits func([]byte) bool) []byte {
-	p.t.Helper()
+// gather returns the frames that came in and fit, until the time of silence is
+// over.
+func (p *packets) gather(fits func([]byte) bool) [][]byte {
+	var out [][]byte
 	buf := make([]byte, 4096)
 	for end := time.Now().Add(silence); ; {
 		left := time.Until(end)
 		if left <= 0 {
-			return nil
+			return out
 		}
 		tv := unix.NsecToTimeval(int64(left))
 		if err := unix.SetsockoptTimeval(p.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-			p.t.Fatal(err)
+			p.t.Error(err)
+			return out
 		}
 		n, from, err := unix.Recvfrom(p.fd, buf, 0)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EAGAIN):
-			return nil
+			return out
 		case err != nil:
-			p.t.Fatal(err)
+			p.t.Error(err)
+			return out
 		}
 		if l, ok := from.(*unix.SockaddrLinklayer); ok && l.Pkttype != unix.PACKET_OUTGOING && fits(buf[:n]) {
-			return append([]byte(nil), buf[:n]...)
+			out = append(out, bytes.Clone(buf[:n]))
 		}
 	}
 }
@@ -364,4 +368,16 @@ func (s *site) sub(name string, f func(t *testing.T)) {
 		s.t = t
 		f(t)
 	})
+}
+
+// connected waits until the server has a host's stream.
+func (s *site) connected(hosts ...*node) {
+	s.t.Helper()
+	for _, h := range hosts {
+		s.await(h.name+" is connected", func() bool {
+			var list []struct{ Name, Status string }
+			s.json(&list, "host", "list")
+			return slices.ContainsFunc(list, func(x struct{ Name, Status string }) bool { return x.Name == h.name && x.Status == "connected" })
+		})
+	}
 }

@@ -78,12 +78,9 @@ func opening(from, to netip.Addr, port uint16, by ...netip.Addr) []byte {
 	return ipv4(from, to, unix.IPPROTO_TCP, options, h)
 }
 
-// answersTo tells the answers to an opening from a port.
-func answersTo(port uint16) func([]byte) bool {
-	return func(f []byte) bool {
-		return len(f) >= 38 && binary.BigEndian.Uint16(f[12:]) == unix.ETH_P_IP && f[23] == unix.IPPROTO_TCP &&
-			bytes.Equal(f[26:30], metadata.AsSlice()) && binary.BigEndian.Uint16(f[36:]) == port
-	}
+// isAnswer tells TCP packets of the metadata service, with a plain header.
+func isAnswer(f []byte) bool {
+	return len(f) >= 38 && binary.BigEndian.Uint16(f[12:]) == unix.ETH_P_IP && f[23] == unix.IPPROTO_TCP && bytes.Equal(f[26:30], metadata.AsSlice())
 }
 
 // datagram is a UDP packet without a checksum, as RFC 768 lets it be.

@@ -75,7 +75,7 @@ func command(args []string, out io.Writer) error {
 	f.IntVar(&o.rounds, "rounds", 5, "rounds of each side; they take turns")
 	f.DurationVar(&o.length, "length", 2*time.Second, "length of a round")
 	f.DurationVar(&o.patience, "patience", 10*time.Minute, "bound on each wait for instances")
-	f.StringVar(&o.profile, "profile", "", "write profiles of the agent to files that begin with `PREFIX`: CPU while it starts what is made, starts again, and is loaded; heaps at the end")
+	f.StringVar(&o.profile, "profile", "", "write profiles to files that begin with `PREFIX`: the agent's CPU while it starts what is made, starts again, and is loaded; the server's; heaps at the end")
 	var r roleOptions
 	f.StringVar(&r.role, "role", "", "internal: what this process plays")
 	f.StringVar(&r.dir, "dir", "", "internal: its data directory")
@@ -125,7 +125,7 @@ type roleOptions struct {
 func play(ctx context.Context, r roleOptions, o options) error {
 	switch r.role {
 	case roleServer:
-		return playServer(ctx, r.dir)
+		return playServer(ctx, r.dir, o.profile)
 	case roleAgent:
 		return playAgent(ctx, r, o)
 	case roleBare:

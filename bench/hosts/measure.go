@@ -115,7 +115,7 @@ func (b *bench) open(ctx context.Context) error {
 	b.printf("%d processors, load %s before, one fsync %s; clients and what they ask share the processors\n\n",
 		runtime.NumCPU(), strings.Join(strings.Fields(string(load))[:3], " "), synced)
 	data := filepath.Join(b.dir, "server")
-	if b.server, err = start(roleServer, "-dir", data); err != nil {
+	if b.server, err = start(roleServer, b.profiled("server", "-dir", data)...); err != nil {
 		return err
 	}
 	if b.admin, err = login(ctx, b.server.url, data); err != nil {
@@ -166,14 +166,18 @@ func (b *bench) sync() (time.Duration, error) {
 // startAgent starts the agent; its profiles, if any, go by the name.
 func (b *bench) startAgent(name string) (err error) {
 	args := []string{"-dir", filepath.Join(b.dir, "agent"), "-server", b.server.url, "-join", b.join, "-state", b.state}
-	if b.profile != "" {
-		args = append(args, "-profile", b.profile+"-"+name)
-	}
 	if b.netns {
 		args = append(args, "-netns")
 	}
-	b.agent, err = start(roleAgent, args...)
+	b.agent, err = start(roleAgent, b.profiled(name, args...)...)
 	return err
+}
+
+func (b *bench) profiled(name string, args ...string) []string {
+	if b.profile == "" {
+		return args
+	}
+	return append(args, "-profile", b.profile+"-"+name)
 }
 
 // Bounds on as many namespaces as the machine allows.
@@ -185,6 +189,13 @@ const (
 // fill makes the instances and waits until they run.
 func (b *bench) fill(ctx context.Context) error {
 	begin := time.Now()
+	agent, err := b.agent.processor()
+	server, err2 := b.server.processor()
+	if err := errors.Join(err, err2); err != nil {
+		return err
+	}
+	var p progress
+	var took time.Duration
 	for {
 		n := b.options.instances
 		if n == 0 {
@@ -194,11 +205,11 @@ func (b *bench) fill(ctx context.Context) error {
 			return fmt.Errorf("make instances: %w", err)
 		}
 		asked := time.Since(begin)
-		p, err := b.wait(ctx, n)
-		if err != nil {
+		var err error
+		if p, err = b.wait(ctx, n); err != nil {
 			return err
 		}
-		took := time.Since(begin)
+		took = time.Since(begin)
 		b.instances = p.Running
 		if p.Failed > 0 {
 			if b.options.instances != 0 {
@@ -209,9 +220,7 @@ func (b *bench) fill(ctx context.Context) error {
 		}
 		if b.options.instances != 0 {
 			b.printf("%d instances, %d in a VPC, made through the API in %s\n", n, b.perVPC, asked.Round(10*time.Millisecond))
-			b.printf("  all run %s after the first was asked for: %s for each\n", took.Round(10*time.Millisecond), each(took, n))
-			b.printf("  the driver's part of it: p50 %s, p99 %s\n", quantile(p.Starts, .5), quantile(p.Starts, .99))
-			return b.cost(ctx, "while they have run since they were made")
+			break
 		}
 		if reason, err := b.full(n, took); err != nil {
 			return err
@@ -220,6 +229,14 @@ func (b *bench) fill(ctx context.Context) error {
 			break
 		}
 	}
+	agent2, err := b.agent.processor()
+	server2, err2 := b.server.processor()
+	if err := errors.Join(err, err2); err != nil {
+		return err
+	}
+	b.printf("  all run %s after the first was asked for: %s for each; processor time for each: agent %s, server %s\n",
+		took.Round(10*time.Millisecond), each(took, b.instances), each(agent2-agent, b.instances), each(server2-server, b.instances))
+	b.printf("  the driver's part of it: p50 %s, p99 %s\n", quantile(p.Starts, .5), quantile(p.Starts, .99))
 	return b.cost(ctx, "while they have run since they were made")
 }
 

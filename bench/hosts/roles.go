@@ -38,13 +38,17 @@ func quietly() *slog.Logger {
 
 // playServer runs the server as it ships: SQLite with full durability. It runs
 // no instances itself.
-func playServer(ctx context.Context, dir string) error {
+func playServer(ctx context.Context, dir, profile string) error {
+	p := &profiles{prefix: profile}
+	if err := p.begin("all"); err != nil {
+		return err
+	}
 	s, err := server.Open(ctx, server.Config{DataDir: dir, Listen: []string{"127.0.0.1:0"}, Driver: server.DriverNone, Log: quietly()})
 	if err != nil {
 		return err
 	}
 	fmt.Println(s.URL())
-	return s.Run(ctx)
+	return errors.Join(s.Run(ctx), p.end())
 }
 
 // machine is a running instance as its programs reach it: at an address, or in

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -114,6 +115,9 @@ func (b *bench) open(ctx context.Context) error {
 	}
 	b.printf("%d processors, load %s before, one fsync %s; clients and what they ask share the processors\n\n",
 		runtime.NumCPU(), strings.Join(strings.Fields(string(load))[:3], " "), synced)
+	if busy, err := strconv.ParseFloat(strings.Fields(string(load))[0], 64); err == nil && busy > float64(runtime.NumCPU())/2 {
+		b.printf("others are at work on this machine: go by processor times, not by rates\n\n")
+	}
 	data := filepath.Join(b.dir, "server")
 	if b.server, err = start(roleServer, b.profiled("server", "-dir", data)...); err != nil {
 		return err

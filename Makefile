@@ -6,6 +6,7 @@
 # make test-terraform the published Terraform provider; compiles for 10 minutes on 2 cores the first time
 # make test-vm  virtual servers end to end: hosts, QEMU machines, attacks (root); ARGS='-run Article' for some
 # make bench   token exchanges per second beside a bare handler
+# make bench-hosts instances on one host: tokens per second beside the bare signing rate, start-up, memory; ARGS=-netns
 # make fuzz    each fuzz target for FUZZTIME
 
 GO       ?= go
@@ -15,7 +16,7 @@ LDFLAGS  := -s -w -X tabard.dev/tabard/internal/cli.Version=$(VERSION)
 LINT     := $(CURDIR)/.cache/golangci-lint
 TF       := $(CURDIR)/.cache/terraform
 
-.PHONY: build test demo bench fuzz lint unit e2e conformance compatibility terraform-binaries test-terraform test-vm examples clean
+.PHONY: build test demo bench bench-hosts fuzz lint unit e2e conformance compatibility terraform-binaries test-terraform test-vm examples clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tabard ./cmd/tabard
@@ -76,6 +77,9 @@ $(TF)/terraform-provider-ibm: test/terraform/provider/go.mod test/terraform/prov
 
 bench:
 	$(GO) run ./bench $(ARGS)
+
+bench-hosts:
+	$(GO) run ./bench/hosts $(ARGS)
 
 fuzz:
 	scripts/fuzz.sh $(FUZZTIME)

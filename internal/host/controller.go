@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"tabard.dev/tabard/internal/placement"
 	"tabard.dev/tabard/internal/vpc"
 )
 
@@ -37,15 +38,16 @@ type Controller struct {
 
 // machine is what the controller knows of one.
 type machine struct {
-	busy     bool    // somebody works on it
-	working  int64   // revision of the instance that they act on
-	missed   bool    // it has changed since
-	again    int64   // revision of the instance that it was stopped for, to be started again
-	running  bool    // this process has started it, or taken it up
-	found    bool    // an earlier process left it, and it was not looked at yet
-	applied  Machine // as it was started or updated last
-	ended    bool    // it ended by itself, and that was not reported yet
-	reported int64   // revision of the instance that was reported on last: what follows is the server's to say
+	busy     bool           // somebody works on it
+	working  int64          // revision of the instance that they act on
+	missed   bool           // it has changed since
+	again    int64          // revision of the instance that it was stopped for, to be started again
+	running  bool           // this process has started it, or taken it up
+	found    bool           // an earlier process left it, and it was not looked at yet
+	applied  Machine        // as it was started or updated last
+	placed   *vpc.Placement // what that was made from
+	ended    bool           // it ended by itself, and that was not reported yet
+	reported int64          // revision of the instance that was reported on last: what follows is the server's to say
 }
 
 // NewController returns a controller; Run makes it work.
@@ -196,7 +198,8 @@ func (c *Controller) step(m *machine, p *vpc.Placement) func(context.Context, st
 		case !m.running:
 			return c.begin // the host was restarted; the machine starts again, or is taken up
 		}
-		if next, err := MachineOf(p); err == nil && !reflect.DeepEqual(next, m.applied) {
+		// Only what has changed is worth the work of turning it into a machine.
+		if p != m.placed && !placement.Same(p, m.placed) {
 			return c.update
 		}
 	case vpc.Stopping:
@@ -218,6 +221,13 @@ func (c *Controller) begin(ctx context.Context, id string, p *vpc.Placement) err
 		if err := c.start(ctx, id, p); err != nil {
 			if ctx.Err() != nil {
 				return err // the host is stopping; that says nothing about the instance
+			}
+			// A machine that an earlier process left may be running all the while: an
+			// instance that is called failed would have it stopped. Unless the driver
+			// says that it cannot run, it is taken up at the next try.
+			var refusal *Refusal
+			if p.Instance.Status == vpc.Running && c.isFound(id) && !errors.As(err, &refusal) {
+				return fmt.Errorf("take up: %w", err)
 			}
 			c.cfg.Log.Error("instance did not start", "instance", id, "error", err)
 			return c.report(ctx, p, vpc.Failed, ReasonOf(err))
@@ -272,7 +282,7 @@ func (c *Controller) start(ctx context.Context, id string, p *vpc.Placement) err
 	if err := c.cfg.Driver.Start(ctx, m, c.cfg.Handlers(id)); err != nil {
 		return err
 	}
-	c.note(id, func(x *machine) { x.running, x.found, x.applied = !x.ended, false, m })
+	c.note(id, func(x *machine) { x.running, x.found, x.applied, x.placed = !x.ended, false, m, p })
 	return nil
 }
 
@@ -281,10 +291,12 @@ func (c *Controller) update(ctx context.Context, id string, p *vpc.Placement) er
 	if err != nil {
 		return err
 	}
-	if err := c.cfg.Driver.Update(ctx, m); err != nil {
-		return err
+	if !c.isApplied(id, m) {
+		if err := c.cfg.Driver.Update(ctx, m); err != nil {
+			return err
+		}
 	}
-	c.note(id, func(x *machine) { x.applied = m })
+	c.note(id, func(x *machine) { x.applied, x.placed = m, p })
 	return nil
 }
 
@@ -334,6 +346,18 @@ func (c *Controller) note(id string, f func(*machine)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f(c.machines[id])
+}
+
+func (c *Controller) isFound(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.machines[id].found
+}
+
+func (c *Controller) isApplied(id string, m Machine) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return reflect.DeepEqual(c.machines[id].applied, m)
 }
 
 func (c *Controller) isRunning(id string) bool {

@@ -99,49 +99,86 @@ func (s *Scheduler) Here(hostID string) (c Capacity, since time.Time, here bool)
 	return Capacity{}, s.seen[hostID], false
 }
 
+// Why there is no host for an instance, from the least to the most that is
+// there: the last one that applies is told.
+const (
+	noHost = iota
+	noDriver
+	noRoom
+)
+
 // Choose returns the host that is to run an instance: one that is there, is in
 // the zone, can run the image and has room, and of these the one with the most
 // room left in proportion. "" means that there is none now, and reason says
 // what is missing.
 func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image) (hostID, reason string) {
 	type candidate struct {
-		id     string
-		load   float64 // share of its memory that is given out, or the number of its instances
-		remote int
+		id   string
+		wide int     // 1 for a host of all zones, which comes after one of the zone
+		load float64 // share of its memory that is given out; then the number of its instances
 	}
 	var fit []candidate
-	reason = "No host is connected in zone " + zone + "."
+	missing := noHost
 	for _, h := range s.Directory.Hosts.All() {
 		c, _, here := s.Here(h.ID)
 		if !here || h.Revoked || h.Zone != "" && h.Zone != zone {
 			continue
 		}
 		if !c.runs(image) {
-			reason = "No connected host in zone " + zone + " can run the image " + image.Name + "."
+			missing = max(missing, noDriver)
 			continue
 		}
 		used, count := s.used(h)
 		load := float64(count) / 1e6
 		if image.SHA256 != "" && c.MemoryMiB > 0 {
 			if used+hw.MemoryGiB<<10 > c.MemoryMiB {
-				reason = "No connected host in zone " + zone + " has room for an instance of profile " + hw.Name + "."
+				missing = max(missing, noRoom)
 				continue
 			}
 			load += float64(used) / float64(c.MemoryMiB)
 		}
-		remote := 1
-		if h.Zone != "" {
-			remote = 0 // a host of the zone goes before one of all zones
+		x := candidate{id: h.ID, load: load}
+		if h.Zone == "" {
+			x.wide = 1
 		}
-		fit = append(fit, candidate{h.ID, load, remote})
+		fit = append(fit, x)
 	}
 	if len(fit) == 0 {
-		return "", reason
+		return "", [...]string{
+			noHost:   "No host is connected in zone " + zone + ".",
+			noDriver: "No connected host in zone " + zone + " can run the image " + image.Name + ".",
+			noRoom:   "No connected host in zone " + zone + " has room for an instance of profile " + hw.Name + ".",
+		}[missing]
 	}
 	best := slices.MinFunc(fit, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.remote, b.remote), cmp.Compare(a.load, b.load), cmp.Compare(a.id, b.id))
+		return cmp.Or(cmp.Compare(a.wide, b.wide), cmp.Compare(a.load, b.load), cmp.Compare(a.id, b.id))
 	})
 	return best.id, ""
+}
+
+// Fits reports whether an instance's host has room for it with another hardware
+// profile; a reason says why not. What a stopped instance had is kept for it.
+func (s *Scheduler) Fits(i *vpc.Instance, hw vpc.InstanceProfile) (reason string) {
+	if i.HostID == "" {
+		return "" // it is placed when it starts
+	}
+	h, ok := s.Directory.Hosts.Get(i.HostID)
+	if !ok {
+		return "The instance's host does not exist any more."
+	}
+	c, _, here := s.Here(h.ID)
+	old, _ := vpc.ProfileNamed(i.Profile)
+	switch more := (hw.MemoryGiB - old.MemoryGiB) << 10; {
+	case more <= 0, image(s.Directory, i.ImageID).SHA256 == "":
+		return ""
+	case !here:
+		return "The instance's host is not connected, so that it is not known whether it has room."
+	case c.MemoryMiB > 0:
+		if used, _ := s.used(h); used+more > c.MemoryMiB {
+			return "The instance's host has no room for profile " + hw.Name + "."
+		}
+	}
+	return ""
 }
 
 // used returns the memory in MiB that the machines of a host with a disk have

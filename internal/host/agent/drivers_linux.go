@@ -72,19 +72,20 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 		return err
 	}
 	for _, make := range []struct {
-		name string
-		slot *host.Driver
-		open func() (host.Driver, error)
+		name    string
+		records string // directory, in that of the agent, with an entry for each machine
+		slot    *host.Driver
+		open    func() (host.Driver, error)
 	}{
-		{DriverNetns, &choice.Stock, func() (host.Driver, error) {
-			return netns.New(netns.Config{Network: net, Keep: true, Dir: filepath.Join(e.Dir, "namespaces"), Log: e.Log})
+		{DriverNetns, namespacesDir, &choice.Stock, func() (host.Driver, error) {
+			return netns.New(netns.Config{Network: net, Keep: true, Dir: filepath.Join(e.Dir, namespacesDir), Log: e.Log})
 		}},
-		{DriverAdopt, &choice.External, func() (host.Driver, error) {
+		{DriverAdopt, "", &choice.External, func() (host.Driver, error) {
 			return adopt.New(adopt.Config{State: c.State, Domains: c.watch, Keep: true, Log: e.Log})
 		}},
-		{DriverQEMU, &choice.Images, func() (host.Driver, error) {
+		{DriverQEMU, filepath.Join(machinesDir, "machines"), &choice.Images, func() (host.Driver, error) {
 			return qemu.New(qemu.Config{
-				Dir: filepath.Join(e.Dir, "vm"), Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
+				Dir: filepath.Join(e.Dir, machinesDir), Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
 				CACert: []byte(e.CA), Log: e.Log,
 			})
 		}},
@@ -98,11 +99,30 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 			*make.slot = d
 		case wanted != nil:
 			return fmt.Errorf("the driver %s: %w", make.name, err)
+		case make.records != "" && len(inUse(filepath.Join(e.Dir, make.records))) > 0:
+			// Going on without it would take the network of its machines away.
+			return fmt.Errorf("the driver %s, which has machines here: %w", make.name, err)
 		default:
 			e.Log.Warn("driver does not work here and is left out", "driver", make.name, "error", err)
 		}
 	}
 	return nil
+}
+
+// Directories of the drivers, in that of the agent.
+const (
+	namespacesDir = "namespaces"
+	machinesDir   = "vm"
+)
+
+// inUse returns what is in a directory of records; a driver without one has
+// nothing to lose.
+func inUse(dir string) []os.DirEntry {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	return entries
 }
 
 // Found looks for machines that something else runs, until the context ends.

@@ -423,4 +423,3 @@ func TestWithAnEventOfTheLargestKindABatchFitsARequest(t *testing.T) {
 		t.Errorf("a batch has %d bytes on the wire", got)
 	}
 }
-

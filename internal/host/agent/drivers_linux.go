@@ -71,7 +71,7 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 	if err != nil {
 		return err
 	}
-	for _, make := range []struct {
+	for _, each := range []struct {
 		name    string
 		records string // directory, in that of the agent, with an entry for each machine
 		slot    *host.Driver
@@ -90,20 +90,23 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 			})
 		}},
 	} {
-		if wanted != nil && !slices.Contains(wanted, make.name) {
+		// Going on without a driver that has machines here would take their network
+		// away.
+		needed := each.records != "" && len(inUse(filepath.Join(e.Dir, each.records))) > 0
+		if wanted != nil && !slices.Contains(wanted, each.name) {
+			if needed {
+				return fmt.Errorf("the driver %s has machines here: name it in --driver, or delete their instances first", each.name)
+			}
 			continue
 		}
-		d, err := make.open()
+		d, err := each.open()
 		switch {
 		case err == nil:
-			*make.slot = d
-		case wanted != nil:
-			return fmt.Errorf("the driver %s: %w", make.name, err)
-		case make.records != "" && len(inUse(filepath.Join(e.Dir, make.records))) > 0:
-			// Going on without it would take the network of its machines away.
-			return fmt.Errorf("the driver %s, which has machines here: %w", make.name, err)
+			*each.slot = d
+		case wanted != nil, needed:
+			return fmt.Errorf("the driver %s: %w", each.name, err)
 		default:
-			e.Log.Warn("driver does not work here and is left out", "driver", make.name, "error", err)
+			e.Log.Warn("driver does not work here and is left out", "driver", each.name, "error", err)
 		}
 	}
 	return nil

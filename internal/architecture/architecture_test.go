@@ -29,7 +29,7 @@ var layers = []struct {
 		"internal/store", "internal/directory", "internal/journal", "internal/token", "internal/attest",
 		"internal/usage",
 	}},
-	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention"}},
+	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention", "internal/placement"}},
 	{"edges", []string{
 		"internal/api", "internal/metadata", "internal/host", "internal/server", "internal/cli", "internal/demo", "cmd", "authz", "examples",
 	}},

@@ -62,6 +62,15 @@ var anyTag = []string{"If-Match", "*"}
 var openRoutes = map[string]call{
 	"GET /v2/roles": {target: "/v2/roles?account_id=$account"},
 
+	// For host agents, whose tokens none of the walk's callers has.
+	"POST /v1/agent/join":       {target: "/v1/agent/join", status: 401, body: `{"join_token":"x","jwk":{},"proof":"x"}`},
+	"GET /v1/agent/stream":      {target: "/v1/agent/stream?capacity={}", status: 401},
+	"POST /v1/agent/reports":    {target: "/v1/agent/reports", status: 401},
+	"POST /v1/agent/events":     {target: "/v1/agent/events", status: 401},
+	"POST /v1/agent/iam_tokens": {target: "/v1/agent/iam_tokens", status: 401},
+	"POST /v1/agent/machines":   {target: "/v1/agent/machines", status: 401},
+	"GET /v1/agent/images/{id}": {target: "/v1/agent/images/x", status: 401},
+
 	"GET /v2/quota_definitions":      {target: "/v2/quota_definitions"},
 	"GET /v2/quota_definitions/{id}": {target: "/v2/quota_definitions/7ce89f4a4c0b4a1c8f5b2f0d6e3a9b10"},
 	"GET /v2/resource_plans":         {target: "/v2/resource_plans"},
@@ -124,6 +133,15 @@ const (
 
 // walk has a call for every route that needs an action.
 var walk = map[string][]call{
+	// Hosts.
+	"GET /v1/hosts":                {{target: "/v1/hosts", shows: "$host"}},
+	"GET /v1/hosts/{id}":           {{target: "/v1/hosts/$host"}},
+	"POST /v1/hosts/join_tokens":   {{target: "/v1/hosts/join_tokens", body: `{"name":"new","zone":"us-south-1","expires_in":600}`}},
+	"POST /v1/hosts/{id}/revoke":   {{target: "/v1/hosts/$host/revoke"}},
+	"DELETE /v1/hosts/{id}":        {{target: "/v1/hosts/$host_revoked"}},
+	"GET /v1/hosts/{id}/machines":  {{target: "/v1/hosts/$host/machines"}},
+	"POST /v1/hosts/{id}/machines": {{target: "/v1/hosts/$host/machines", body: `{"name":"new","device":"tap9","mac":"52:54:00:12:34:56","address":"192.0.2.9"}`}},
+
 	// Identities.
 	"POST /v1/profiles":                       {{target: "/v1/profiles", body: `{"name":"new","account_id":"$account","description":"d","email":"a@example.com"}`}},
 	"GET /v1/profiles":                        {{target: "/v1/profiles?account_id=$account", shows: "$profile"}},

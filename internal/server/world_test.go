@@ -327,6 +327,7 @@ func (in *installation) build(dir string) (err error) {
 		b.resources()
 		b.network()
 	}
+	operator.hosts()
 	in.callers = operator.makeCallers()
 	for _, b := range []*builder{operator, other} {
 		b.restrict()
@@ -336,6 +337,7 @@ func (in *installation) build(dir string) (err error) {
 	in.home["operated"] = operator.call("POST", "/v1/accounts", `{"name":"Third","owner":{"email":"owner@third.example.com"}}`)["metadata"].(map[string]any)["guid"].(string)
 	in.home["closed"] = operator.call("POST", "/v1/accounts", `{"name":"Fourth","owner":{"email":"owner@fourth.example.com"}}`)["metadata"].(map[string]any)["guid"].(string)
 	operator.call("DELETE", "/v1/accounts/$closed", "")
+	in.other["host"], in.other["host_revoked"] = unknown(in.home["host"]), unknown(in.home["host_revoked"])
 	in.other["operated"], in.other["closed"] = in.home["account"], in.home["closed"]
 	if logged := log.take(); len(logged) > 0 {
 		return fmt.Errorf("the server logs %q", logged)
@@ -664,7 +666,7 @@ func (b *builder) restrict() {
 // walkedServices are those that the routes' actions are decided on.
 var walkedServices = []string{
 	"activity", "iam-access-management", "iam-groups", "iam-identity", "installation", "resource-controller", "user-management",
-	"kms", "containers-kubernetes", "is",
+	"kms", "containers-kubernetes", "is", "host",
 }
 
 // makeCallers makes one user for each role of each service, one for each

@@ -276,13 +276,13 @@ func TestTheEndOfAnInstanceWaitsForItsEvents(t *testing.T) {
 	}
 }
 
-// server is what takes events in, as the real one does.
-type server struct {
+// receiver is what takes events in, as the real one does.
+type receiver struct {
 	link.Recorded
 	log []string
 }
 
-func (s *server) take(t testing.TB, b link.Events) {
+func (s *receiver) take(t testing.TB, b link.Events) {
 	if s.Outbox != b.Outbox {
 		s.Recorded = link.Recorded{Outbox: b.Outbox, Recorded: b.First - 1}
 	}
@@ -302,7 +302,7 @@ func TestWhateverCrashesEveryEventIsDeliveredOnceAndInOrder(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		dir := t.TempDir()
 		o := openOutbox(t, dir)
-		s := &server{}
+		s := &receiver{}
 		var promised, written []string
 		count := 0
 		hello := func() {

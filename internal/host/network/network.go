@@ -93,6 +93,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"regexp"
+
+	"tabard.dev/tabard/internal/cluster"
 )
 
 // Config says whose network it is and what it is joined to.
@@ -103,6 +105,10 @@ type Config struct {
 	State  string
 	Uplink *Uplink      // nil: there is no way out of a VPC
 	Log    *slog.Logger // nil discards
+
+	// Overlay joins VPCs with their parts on other hosts. nil: a VPC ends at
+	// this host.
+	Overlay *Overlay
 
 	// Host names the namespace, in ip-netns(8)'s directory, that the uplink
 	// leads to. Empty is that of this process.
@@ -123,6 +129,30 @@ type Uplink struct {
 	// nil: those of /etc/resolv.conf, read at each question.
 	Resolvers []netip.AddrPort
 }
+
+// Overlay is the network that joins the hosts.
+type Overlay struct {
+	// Address is this host's on it, by which the others know it; of IPv4.
+	Address netip.Addr
+
+	// Port is the UDP port that hosts exchange packets by, the same on all of
+	// them. 0 is that of VXLAN, 4789.
+	Port uint16
+}
+
+// defaultPort is that of VXLAN (RFC 7348 section 5).
+const defaultPort = 4789
+
+func (o *Overlay) port() uint16 {
+	if o.Port == 0 {
+		return defaultPort
+	}
+	return o.Port
+}
+
+// ErrOverlay says that VPCs cannot span hosts from here; everything else may
+// work.
+var ErrOverlay = errors.New("VPCs cannot span hosts from here")
 
 // defaultRange is the end of the range that RFC 6598 sets aside for links inside
 // a provider's network.
@@ -148,6 +178,11 @@ type Left struct {
 func (c *Config) check() error {
 	if !regexp.MustCompile(`^[0-9a-f]{8}$`).MatchString(c.State) {
 		return fmt.Errorf("the network's state %q is not 8 hexadecimal digits", c.State)
+	}
+	if o := c.Overlay; o != nil {
+		if err := cluster.ValidAddress(o.Address); err != nil {
+			return fmt.Errorf("%w: %w", ErrOverlay, err)
+		}
 	}
 	if c.Uplink == nil {
 		return nil

@@ -16,7 +16,7 @@ import (
 // Kinds are the kinds of object that a placement shows: whoever keeps
 // placements watches them.
 var Kinds = []string{
-	directory.KindInstance, "vpc", "subnet", "ssh-key", "floating-ip", "security-group", "image", "resource-group",
+	directory.KindInstance, directory.KindHost, "vpc", "subnet", "ssh-key", "floating-ip", "security-group", "image", "resource-group",
 }
 
 // Of gathers what a host needs to know of an instance.
@@ -43,6 +43,9 @@ func Of(d *directory.Directory, i *vpc.Instance) *vpc.Placement {
 		p.FloatingIPs = append(p.FloatingIPs, *f)
 	}
 	p.Image = image(d, i.ImageID)
+	if p.VPC.VNI != 0 {
+		p.Peers = peers(d, i)
+	}
 	for _, g := range p.SecurityGroups {
 		for _, r := range g.Rules {
 			if r.RemoteGroup != "" && p.Members[r.RemoteGroup] == nil {

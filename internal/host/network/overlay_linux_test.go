@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -175,8 +176,7 @@ func TestLargePacketsFitTheWayBetweenHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	exchange(t, c, 8<<20)
-	// The segments were made to fit when the connection was opened.
+	// The segments are made to fit when the connection opens.
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -186,6 +186,7 @@ func TestLargePacketsFitTheWayBetweenHosts(t *testing.T) {
 			t.Errorf("segments of %d bytes, %v", mss, err)
 		}
 	})
+	exchange(t, c, 8<<20)
 	// What must not be cut in pieces is refused with the size that fits.
 	var tooLong error
 	eventually(t, "a router says what fits", func() bool {
@@ -867,4 +868,59 @@ func (r *rig) reached(vpcID string) (routes, peers, hosts, set map[string]bool) 
 		})
 	})
 	return routes, peers, hosts, set
+}
+
+func TestManyMachinesOfVPCsOnSeveralHostsComeAndGoAtOnce(t *testing.T) {
+	s := newSite(t, 2, nil)
+	r := s.hosts[0]
+	before := r.hostState()
+	var far []vpc.Peer
+	for n := range 4 {
+		far = append(far, vpc.Peer{Address: netip.AddrFrom4([4]byte{10, 240, 0, byte(200 + n)}), Host: hostAt(1)})
+	}
+	there := s.hosts[1].start(spec("there", "vpc-0", "10.240.0.200", 99))
+	for n := range 12 {
+		there.Peers = append(there.Peers, vpc.Peer{Address: netip.AddrFrom4([4]byte{10, 240, 0, byte(10 + n)}), Host: hostAt(0)})
+	}
+	there.Network = 100
+	there.update()
+	var each sync.WaitGroup
+	for n := range 12 {
+		each.Go(func() {
+			for turn := range 3 {
+				m := spec(fmt.Sprintf("0717_%d", n), fmt.Sprintf("vpc-%d", n%3), fmt.Sprintf("10.240.0.%d", 10+n), byte(n))
+				m.Network, m.Peers = uint32(100+n%3), far
+				space := fmt.Sprintf("tabtest-%s-many-%d", r.state, n)
+				ns, err := namespace.Create(space, func() error { return namespace.Up("lo") })
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				p, err := r.n.AttachNamespace(context.Background(), m, host.Handlers{Metadata: names(m.ID)}, ns)
+				ns.Close()
+				if err == nil {
+					m.Peers = far[:1+(n+turn)%4]
+					err = p.Update(context.Background(), m)
+				}
+				if err == nil {
+					if n%3 == 0 {
+						(&inst{rig: r, Machine: m, space: space}).reaches("10.240.0.200")
+					}
+					err = p.Detach(context.Background())
+				}
+				if err := errors.Join(err, namespace.Remove(space)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 5 {
+		if err := r.n.Sweep(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}
+	each.Wait()
+	if after := r.hostState(); after != before {
+		t.Errorf("the host has\n%s\nbefore:\n%s", after, before)
+	}
 }

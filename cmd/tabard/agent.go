@@ -94,6 +94,7 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 	f.IntVar(&drivers.MemoryMiB, "memory", 0, "memory for virtual machines in `MiB` (default: three quarters of this machine's)")
 	f.BoolVar(&drivers.NoUplink, "no-uplink", false, "let instances reach nothing but their VPC and the metadata service")
 	f.StringVar(&drivers.UplinkRange, "uplink-range", "", "addresses for the links between this machine and its instances' networks (default 100.127.0.0/16)")
+	f.StringVar(&drivers.Address, "address", "", "IPv4 `ADDRESS` at which other hosts reach this machine, so that VPCs span hosts: they exchange packets in VXLAN, not encrypted, by UDP port 4789; none is never (default: the one by which it reaches the server)")
 	f.StringVar(&drivers.User, "qemu-user", "", "`USER` that virtual machines run as (default: tabard-vm if there is one)")
 	f.StringVar(&drivers.Libvirt, "libvirt", "", "`SOCKET` of libvirt, whose domains can be adopted (default: the usual ones, where they are)")
 	f.StringVar(&cfg.Metrics, "metrics", "", "`ADDRESS` of /metrics, /healthz and /readyz, such as 127.0.0.1:9471 (default: not served)")

@@ -92,6 +92,18 @@ type Host struct {
 	Zone    string          `json:"zone,omitempty"` // "" takes instances of every zone
 	JWKS    json.RawMessage `json:"jwks"`
 	Revoked bool            `json:"revoked,omitempty"` // it signs for nobody any more
+
+	// Address is where other hosts reach it, so that VPCs span hosts; as it has
+	// said when it was there last. Invalid means that they do not reach it.
+	Address netip.Addr `json:"address,omitzero"`
+}
+
+// ValidAddress reports why hosts cannot reach each other at an address.
+func ValidAddress(a netip.Addr) error {
+	if !a.Is4() || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return fmt.Errorf("%s is not an IPv4 address at which other hosts reach this one", a)
+	}
+	return nil
 }
 
 // HostCursor remembers which of a host's events stand in the activity log, so

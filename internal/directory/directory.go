@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -96,6 +97,7 @@ type Directory struct {
 
 	VPCs          *Table[vpc.VPC]
 	VPCsByAccount *Index[vpc.VPC]
+	VPCsByVNI     *Index[vpc.VPC] // key: VNIKey
 
 	Subnets          *Table[vpc.Subnet]
 	SubnetsByAccount *Index[vpc.Subnet]
@@ -180,6 +182,9 @@ type SigningKey struct {
 // Key joins the parts of a composite index key. The separator cannot occur in
 // any part that an API accepts.
 func Key(parts ...string) string { return strings.Join(parts, "\x00") }
+
+// VNIKey is the key of the VPC that has a VXLAN network identifier.
+func VNIKey(n uint32) string { return Key("vni", strconv.FormatUint(uint64(n), 10)) }
 
 // ResourceKey is the index key of the resource that a CRN denotes: the CRN
 // without its cname and ctype, which name the cloud that a client believes it

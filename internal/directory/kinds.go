@@ -131,8 +131,15 @@ func (d *Directory) define() {
 	d.VPCs = newTable(d, "vpc", "VPC",
 		func(v *vpc.VPC) *object.Meta { return &v.Meta },
 		func(v *vpc.VPC) string { return v.ID })
-	d.VPCs.unique = func(v *vpc.VPC) []string { return []string{Key(v.AccountID, v.Name)} }
+	vnis := func(v *vpc.VPC) []string {
+		if v.VNI == 0 {
+			return nil
+		}
+		return []string{VNIKey(v.VNI)}
+	}
+	d.VPCs.unique = func(v *vpc.VPC) []string { return append(vnis(v), Key(v.AccountID, v.Name)) }
 	d.VPCsByAccount = d.VPCs.index(func(v *vpc.VPC) []string { return []string{v.AccountID} })
+	d.VPCsByVNI = d.VPCs.index(vnis)
 
 	d.Subnets = newTable(d, "subnet", "subnet",
 		func(s *vpc.Subnet) *object.Meta { return &s.Meta },

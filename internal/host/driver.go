@@ -19,6 +19,11 @@ type Machine struct {
 	Interfaces []Interface
 	Metadata   vpc.MetadataService // live
 
+	// Network is the VPC's number between hosts, and Peers are its machines on
+	// other hosts. 0 means that the VPC ends at this host.
+	Network uint32     // live
+	Peers   []vpc.Peer // live
+
 	VCPUs     int
 	MemoryMiB int
 	Image     vpc.Image

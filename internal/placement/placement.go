@@ -18,7 +18,7 @@ import (
 // Kinds are the kinds of object that a placement shows: whoever keeps
 // placements watches them.
 var Kinds = []string{
-	directory.KindInstance, "vpc", "subnet", "ssh-key", "floating-ip", "security-group", "image", "resource-group",
+	directory.KindInstance, directory.KindHost, "vpc", "subnet", "ssh-key", "floating-ip", "security-group", "image", "resource-group",
 }
 
 // Of gathers what a host needs to know of an instance.
@@ -52,6 +52,9 @@ func of(d *directory.Directory, i *vpc.Instance, known map[string][]netip.Addr) 
 	}
 	slices.SortFunc(p.FloatingIPs, func(a, b vpc.FloatingIP) int { return strings.Compare(a.ID, b.ID) })
 	p.Image = image(d, i.ImageID)
+	if p.VPC.VNI != 0 {
+		p.Peers = peers(d, i)
+	}
 	for _, g := range p.SecurityGroups {
 		for _, r := range g.Rules {
 			if r.RemoteGroup == "" {

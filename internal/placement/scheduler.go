@@ -205,7 +205,11 @@ func (s *Scheduler) Run(ctx context.Context) {
 	s.mu.Lock()
 	arrived := s.signal()
 	s.mu.Unlock()
+	numbered := false
 	for {
+		if !numbered {
+			numbered = s.number(ctx)
+		}
 		s.settle(ctx)
 		select {
 		case <-ctx.Done():

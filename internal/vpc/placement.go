@@ -21,6 +21,16 @@ type Placement struct {
 	// Members are the addresses of the members of those security groups that a
 	// rule of SecurityGroups names as its remote, by the group's id.
 	Members map[string][]netip.Addr `json:"members,omitempty"`
+
+	// Peers are the other instances of the VPC that are on other hosts, in order
+	// of their addresses. There are none for a host that no other one reaches.
+	Peers []Peer `json:"peers,omitempty"`
+}
+
+// Peer is an address of an instance on another host.
+type Peer struct {
+	Address netip.Addr `json:"address"` // private, of one of its interfaces
+	Host    netip.Addr `json:"host"`    // of its host, on the network that joins the hosts
 }
 
 // Subnet returns one of the instance's subnets.

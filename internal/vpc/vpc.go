@@ -26,7 +26,15 @@ type VPC struct {
 	NetworkACL      Ref    `json:"default_network_acl"`
 	RoutingTable    Ref    `json:"default_routing_table"`
 	ManualPrefixes  bool   `json:"manual_prefixes,omitempty"`
+
+	// VNI is the VXLAN network identifier, which tells the VPC's packets from
+	// those of others between hosts. No two VPCs of an installation have the same.
+	// 0 means that the VPC does not span hosts.
+	VNI uint32 `json:"vni,omitempty"`
 }
+
+// MaxVNI is the largest VXLAN network identifier (RFC 7348 section 5).
+const MaxVNI = 1<<24 - 1
 
 // Ref is the id and name of a part that is not an object of its own.
 type Ref struct {

@@ -18,6 +18,7 @@ import (
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/host/link"
 	"tabard.dev/tabard/internal/identity"
+	"tabard.dev/tabard/internal/placement"
 	"tabard.dev/tabard/internal/vpc"
 )
 
@@ -214,6 +215,7 @@ func (h *handler) adoptedVPC(tx *directory.Tx, accountID, group string) *vpc.VPC
 	v := &vpc.VPC{
 		ID: region.Prefix + "-" + newID(), AccountID: accountID, Name: adoptedVPC, ResourceGroupID: group, ManualPrefixes: true,
 		SecurityGroup: part("group"), NetworkACL: part("acl"), RoutingTable: part("table"),
+		VNI: placement.FreeVNI(h.Directory),
 	}
 	h.Directory.VPCs.Put(tx, v)
 	h.Directory.SecurityGroups.Put(tx, vpc.DefaultGroup(v))

@@ -74,6 +74,7 @@ type body struct {
 	VCPUs     int      `json:"vcpus"`
 	MemoryMiB int      `json:"memory_mib"`
 	Version   string   `json:"version,omitempty"`
+	Address   string   `json:"address,omitempty"` // where other hosts reach it
 	Instances int      `json:"instances"`
 	Keys      []string `json:"keys"`
 
@@ -91,6 +92,9 @@ func (h *handler) encode(x *cluster.Host) body {
 		ID: x.ID, CRN: h.crn(x.ID), Name: x.Name, Zone: x.Zone, Status: "away", Drivers: c.Drivers, VCPUs: c.VCPUs,
 		MemoryMiB: c.MemoryMiB, Version: c.Version, IdentityCA: c.IdentityCA, Instances: h.Directory.InstancesByHost.Len(x.ID), Keys: x.KeyIDs(),
 		CreatedAt: x.CreatedAt.UTC(), EntityTag: x.Tag(x.ID),
+	}
+	if x.Address.IsValid() {
+		b.Address = x.Address.String()
 	}
 	if b.Drivers == nil {
 		b.Drivers = []string{}

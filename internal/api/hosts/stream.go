@@ -45,6 +45,14 @@ func (h *handler) stream(c *api.Call, x *cluster.Host) (api.Reply, error) {
 			return api.Reply{}, fault.New(fault.Invalid, "invalid_parameter", "The parameter capacity is not what an agent sends.").OnParameter("capacity", "")
 		}
 	}
+	if a := capacity.Address; a.IsValid() {
+		if err := cluster.ValidAddress(a); err != nil {
+			return api.Reply{}, fault.New(fault.Invalid, "invalid_parameter", "The parameter capacity has an address of no use: %v.", err).OnParameter("capacity", "")
+		}
+	}
+	if err := placement.SetAddress(c.R.Context(), h.Directory, x.ID, capacity.Address); err != nil {
+		return api.Reply{}, err
+	}
 	return api.Reply{Stream: func(w http.ResponseWriter, r *http.Request) {
 		leave := h.opts.Scheduler.Arrive(x.ID, placement.Capacity{
 			Drivers: capacity.Drivers, VCPUs: capacity.VCPUs, MemoryMiB: capacity.MemoryMiB, Version: capacity.Version,

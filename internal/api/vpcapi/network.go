@@ -11,6 +11,7 @@ import (
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/placement"
 	"tabard.dev/tabard/internal/vpc"
 )
 
@@ -80,7 +81,7 @@ func (s *service) createVPC(c *api.Call, tx *directory.Tx, b *vpcBody, groupID s
 	v := &vpc.VPC{
 		ID: s.regionalID(), AccountID: c.Account(), Name: name, ResourceGroupID: groupID,
 		SecurityGroup: part("group"), NetworkACL: part("acl"), RoutingTable: part("table"),
-		ManualPrefixes: b.Prefixes == "manual",
+		ManualPrefixes: b.Prefixes == "manual", VNI: placement.FreeVNI(s.d),
 	}
 	s.d.VPCs.Put(tx, v)
 	s.d.SecurityGroups.Put(tx, &vpc.SecurityGroup{

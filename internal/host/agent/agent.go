@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,6 +68,10 @@ type Environment struct {
 	Images *client
 	CA     string // PEM, for the guests of machines whose metadata service speaks https
 	Log    *slog.Logger
+
+	// Address is the one by which this host reaches the server; invalid when it
+	// has none of IPv4.
+	Address netip.Addr
 }
 
 // Agent is a host at work.
@@ -137,7 +142,13 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.driver, a.capacity, err = cfg.Drivers(ctx, Environment{Dir: cfg.Dir, Images: a.client, CA: ca.RootPEM(), Log: cfg.Log}); err != nil {
+	address, err := a.ownAddress(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if a.driver, a.capacity, err = cfg.Drivers(ctx, Environment{
+		Dir: cfg.Dir, Images: a.client, CA: ca.RootPEM(), Log: cfg.Log, Address: address,
+	}); err != nil {
 		return nil, err
 	}
 	a.capacity.Version, a.capacity.IdentityCA = cfg.Version, ca.IdentityRootPEM()
@@ -161,6 +172,19 @@ func Open(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		},
 	})
 	return a, nil
+}
+
+// ownAddress returns the address by which the host reaches the server, or did.
+func (a *Agent) ownAddress(ctx context.Context) (netip.Addr, error) {
+	now := a.client.ownAddress(ctx)
+	if !now.IsValid() || now == a.id.Address {
+		return a.id.Address, nil
+	}
+	a.id.Address = now
+	if err := a.state.setIdentity(a.id); err != nil {
+		return netip.Addr{}, fmt.Errorf("keep by which address this host reaches the server: %w", err)
+	}
+	return now, nil
 }
 
 // readToken reads a join token's file. One that is gone, or was emptied after

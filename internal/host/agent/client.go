@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -316,6 +318,27 @@ func failed(status int, body []byte) error {
 		return away(fmt.Errorf("the server answered with status %d", status))
 	}
 	return b.Fault.Error()
+}
+
+// ownAddress returns the address of IPv4 by which this host reaches the server,
+// or an invalid one. Nothing is sent.
+func (c *client) ownAddress(ctx context.Context) netip.Addr {
+	u, err := url.Parse(c.server)
+	if err != nil {
+		return netip.Addr{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "udp4", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")))
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer conn.Close()
+	at, err := netip.ParseAddrPort(conn.LocalAddr().String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr()
 }
 
 // get opens a long answer as this host. The caller closes it.

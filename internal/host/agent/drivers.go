@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"tabard.dev/tabard/internal/cluster"
 )
 
 // Drivers that an agent can be told to run instances with.
@@ -23,6 +25,7 @@ type DriverConfig struct {
 	MemoryMiB   int    // for virtual machines; 0 means three quarters of the host's
 	NoUplink    bool
 	UplinkRange string
+	Address     string // of this host among hosts; "" is that by which it reaches the server, "none" is none
 	User        string // that virtual machines run as
 	Libvirt     string // socket
 
@@ -45,7 +48,35 @@ func (c *DriverConfig) Validate() error {
 			return fmt.Errorf("uplink-range %q is not a range of IPv4 addresses such as 100.127.0.0/16", c.UplinkRange)
 		}
 	}
+	if _, err := c.address(netip.Addr{}); err != nil {
+		return err
+	}
 	return nil
+}
+
+// AddressNone says that VPCs end at this host.
+const AddressNone = "none"
+
+// address returns where other hosts reach this one: where it was told, or by
+// the address that it reaches the server by. Invalid means that they do not.
+func (c *DriverConfig) address(toServer netip.Addr) (netip.Addr, error) {
+	switch c.Address {
+	case AddressNone:
+		return netip.Addr{}, nil
+	case "":
+		if cluster.ValidAddress(toServer) != nil {
+			return netip.Addr{}, nil
+		}
+		return toServer, nil
+	}
+	a, err := netip.ParseAddr(c.Address)
+	if err == nil {
+		err = cluster.ValidAddress(a)
+	}
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("address %q is not an IPv4 address at which other hosts reach this one", c.Address)
+	}
+	return a, nil
 }
 
 // wanted returns the drivers to run, by name; nil means all that work.

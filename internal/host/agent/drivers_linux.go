@@ -46,7 +46,7 @@ func (c *DriverConfig) Open(_ context.Context, e Environment) (host.Driver, link
 			uplink.Range = p
 		}
 	}
-	net, err := network.New(network.Config{State: c.State, Uplink: uplink, Log: e.Log})
+	net, err := c.network(uplink, e, &capacity)
 	if err != nil {
 		return nil, capacity, fmt.Errorf("the network of instances: %w", err)
 	}
@@ -62,6 +62,33 @@ func (c *DriverConfig) Open(_ context.Context, e Environment) (host.Driver, link
 	}
 	slices.Sort(capacity.Drivers)
 	return &joined{Driver: choice, network: net, log: e.Log}, capacity, nil
+}
+
+// network makes the network of instances. Where VPCs cannot span hosts, and
+// nobody has asked for it, they end here.
+func (c *DriverConfig) network(uplink *network.Uplink, e Environment, capacity *link.Capacity) (*network.Network, error) {
+	address, err := c.address(e.Address)
+	if err != nil {
+		return nil, err
+	}
+	cfg := network.Config{State: c.State, Uplink: uplink, Log: e.Log}
+	if !address.IsValid() {
+		e.Log.Info("instances do not reach those of their VPC on other hosts; give --address if they should")
+		return network.New(cfg)
+	}
+	cfg.Overlay = &network.Overlay{Address: address}
+	n, err := network.New(cfg)
+	if errors.Is(err, network.ErrOverlay) && c.Address == "" {
+		e.Log.Warn("instances do not reach those of their VPC on other hosts", "error", err)
+		cfg.Overlay = nil
+		return network.New(cfg)
+	}
+	if err != nil {
+		return nil, err
+	}
+	capacity.Address = address
+	e.Log.Info("VPCs span hosts", "address", address)
+	return n, nil
 }
 
 // fill makes each driver that is wanted. Of those that nobody has named, one

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -26,6 +27,10 @@ type identity struct {
 	TokenEndpoint string `json:"token_endpoint"`
 	JoinedWith    string `json:"joined_with"` // fingerprint of the join token, to know it again
 	link.JoinAnswer
+
+	// Address is the one by which the host reached the server last: it may start
+	// when its network does not know the server yet, with machines that run.
+	Address netip.Addr `json:"address,omitzero"`
 }
 
 // keyBits of the host's RSA key. RS256 is what the reference has for identity

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"tabard.dev/tabard/internal/activity"
@@ -63,6 +64,10 @@ type Capacity struct {
 	VCPUs     int      `json:"vcpus"`
 	MemoryMiB int      `json:"memory_mib"`
 	Version   string   `json:"version"`
+
+	// Address is where other hosts reach this one, so that VPCs span hosts. It is
+	// of IPv4; invalid means that they do not.
+	Address netip.Addr `json:"address,omitzero"`
 
 	// IdentityCA is the certificate, in PEM, under which the host's instances
 	// get identity certificates, for those who check them.

@@ -66,7 +66,7 @@ func routerRules() *rules {
 //	  map floating-out { type ipv4_addr : ipv4_addr; }
 //	  chain input {
 //	    type filter hook input priority filter; policy drop;
-//	    iifname up0 drop
+//	    iifname { up0, vx0 } drop
 //	    ip daddr RANGE drop
 //	    ip daddr 169.254.169.254 tcp dport { 80, 443 } accept
 //	    udp dport 53 accept
@@ -75,15 +75,20 @@ func routerRules() *rules {
 //	  }
 //	  chain forward {
 //	    type filter hook forward priority filter; policy drop;
+//	    iifname vx0 tcp flags syn / syn,rst tcp option maxseg size set rt mtu
+//	    oifname vx0 tcp flags syn / syn,rst tcp option maxseg size set rt mtu
 //	    ct state established,related accept
 //	    ct state invalid drop                         # it would leave unwritten
-//	    iifname up0 oifname up0 drop
+//	    iifname vx0 oifname vmap @to                  # its sender's host has judged it
+//	    iifname vx0 drop
+//	    iifname up0 oifname { up0, vx0 } drop
 //	    iifname up0 ct status dnat goto delivery
 //	    iifname vmap @from
 //	  }
 //	  chain delivery {                                # what its sender may send
 //	    oifname up0 ip daddr RANGE drop
 //	    oifname up0 accept
+//	    oifname vx0 accept                            # its receiver's host judges it
 //	    oifname vmap @to
 //	  }
 //	  chain prerouting {
@@ -107,6 +112,7 @@ func setRouterRules(links netip.Prefix) error {
 			b.emptyChain(c)
 		}
 		b.rule(r.input, arriving(uplinkDevice), counter(), drop())
+		b.rule(r.input, arriving(overlayDevice), counter(), drop())
 		if links.IsValid() {
 			b.rule(r.input, in(destinationOffset, links), counter(), drop())
 		}
@@ -117,9 +123,14 @@ func setRouterRules(links netip.Prefix) error {
 		b.rule(r.input, protocol(unix.IPPROTO_TCP), port(domainPort), accept())
 		b.rule(r.input, protocol(unix.IPPROTO_ICMP), accept())
 
+		b.rule(r.forward, arriving(overlayDevice), clamp())
+		b.rule(r.forward, leaving(overlayDevice), clamp())
 		b.rule(r.forward, state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept())
 		b.rule(r.forward, state(expr.CtStateBitINVALID), counter(), drop())
+		b.rule(r.forward, arriving(overlayDevice), byDevice(expr.MetaKeyOIFNAME, r.to))
+		b.rule(r.forward, arriving(overlayDevice), counter(), drop())
 		b.rule(r.forward, arriving(uplinkDevice), leaving(uplinkDevice), counter(), drop())
+		b.rule(r.forward, arriving(uplinkDevice), leaving(overlayDevice), counter(), drop())
 		b.rule(r.forward, arriving(uplinkDevice), conntrack(expr.CtKeySTATUS, expr.CmpOpNeq, dnatBit), goTo(r.delivery.Name))
 		b.rule(r.forward, byDevice(expr.MetaKeyIIFNAME, r.from))
 
@@ -127,6 +138,7 @@ func setRouterRules(links netip.Prefix) error {
 			b.rule(r.delivery, leaving(uplinkDevice), in(destinationOffset, links), counter(), drop())
 			b.rule(r.delivery, leaving(uplinkDevice), accept())
 		}
+		b.rule(r.delivery, leaving(overlayDevice), accept())
 		b.rule(r.delivery, byDevice(expr.MetaKeyOIFNAME, r.to))
 
 		b.rule(r.prerouting, translate(expr.NATTypeDestNAT, destinationOffset, r.floatingIn))

@@ -8,11 +8,11 @@
 //	│   └ resolver of A, port 53                   │    or the guest's end of a tap)
 //	│ t5d6e7f8a9b0c  10.0.0.1  169.254.169.254     ├── eth0 10.0.0.5/24 of machine B
 //	│   └ …                                        │
-//	│ up0            100.127.0.1/31                │
-//	└──┬───────────────────────────────────────────┘
-//	   │ only with an uplink
-//	┌──┴───────────────────────────────────────────┐
-//	│ tb<state>0000  100.127.0.0/31                │  the host's own namespace
+//	│ up0  100.127.0.1/31               vx0        │
+//	└──┬─────────────────────────────────┊─────────┘
+//	   │ only with an uplink             ┊ VXLAN, only with an overlay
+//	┌──┴─────────────────────────────────┊─────────┐
+//	│ tb<state>0000  100.127.0.0/31     eth0       │  the host's own namespace
 //	└──────────────────────────────────────────────┘
 //
 // Each VPC has a router namespace, so equal addresses in two VPCs never meet.
@@ -72,6 +72,43 @@
 // floating address leads to the machine without rewriting the sender's private
 // address. A machine does not reach itself by its floating address.
 //
+// # VPCs on several hosts
+//
+// With an overlay, the routers of one VPC on several hosts exchange packets in
+// VXLAN (RFC 7348). Nothing is learned and nothing is flooded: where each
+// machine is, Machine.Peers says, and a router has a route, a neighbour and a
+// host for each of them and for nobody else. The MAC of a router's end follows
+// from the address of its host. Where machines of a VPC are told differently for
+// a moment, what was said last counts.
+//
+// A packet is taken from another host only if it is of a VPC's number, comes
+// from the address of a host, and is inside from a machine that is on this very
+// host; the table tabard_<state>_overlay of the host's namespace sees to it, and
+// leaves other numbers alone, for they are others' VXLAN. Behind it stands a
+// second wall, the filter of the router's own end, which knows each machine with
+// the MAC of its host, and strict reverse-path filtering. What came in this way
+// goes to a machine of the VPC that is here, judged by its security groups, and
+// nowhere else: not to the router, the metadata service, the uplink or another
+// host. The sender's security groups are judged where the sender is. Machines
+// cannot send to the port of the overlay outside their VPC, nor can what else a
+// host forwards and hides behind its own address send to hosts in our VPCs.
+//
+// So a host that was taken over speaks for the machines that are on it, and for
+// no others, as long as it cannot send with another host's address. Packets
+// between hosts are not encrypted, and their senders are believed by their
+// addresses: the network that joins the hosts must not let anybody else send
+// with those or listen, or else be secured underneath, by IPsec or WireGuard,
+// with addresses of that network given as the hosts'. A host's firewall must let
+// in UDP port 4789 from the other hosts. What reloads all rules of the host, as
+// nft(8) does with "flush ruleset", takes the first wall away until the next
+// change; the second one stands in the routers.
+//
+// VXLAN takes 50 bytes of a packet. Routers tell machines what fits (ICMP), and
+// have TCP connections fit when they open. An address of the VPC that no machine
+// has is not known here unless a machine of its subnet is here too; then it
+// leads outside. A floating address of a machine on another host leads outside
+// also where both are of one VPC: that machine sees the sender as the world does.
+//
 // # What outlives the process
 //
 // Ports, routers and the uplink live in the kernel and go on when the process
@@ -97,6 +134,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"regexp"
+
+	"tabard.dev/tabard/internal/cluster"
 )
 
 // Config says whose network it is and what it is joined to.
@@ -107,6 +146,10 @@ type Config struct {
 	State  string
 	Uplink *Uplink      // nil: there is no way out of a VPC
 	Log    *slog.Logger // nil discards
+
+	// Overlay joins VPCs with their parts on other hosts. nil: a VPC ends at
+	// this host.
+	Overlay *Overlay
 
 	// Host names the namespace, in ip-netns(8)'s directory, that the uplink
 	// leads to. Empty is that of this process.
@@ -127,6 +170,30 @@ type Uplink struct {
 	// nil: those of /etc/resolv.conf, read at each question.
 	Resolvers []netip.AddrPort
 }
+
+// Overlay is the network that joins the hosts.
+type Overlay struct {
+	// Address is this host's on it, by which the others know it; of IPv4.
+	Address netip.Addr
+
+	// Port is the UDP port that hosts exchange packets by, the same on all of
+	// them. 0 is that of VXLAN, 4789.
+	Port uint16
+}
+
+// defaultPort is that of VXLAN (RFC 7348 section 5).
+const defaultPort = 4789
+
+func (o *Overlay) port() uint16 {
+	if o.Port == 0 {
+		return defaultPort
+	}
+	return o.Port
+}
+
+// ErrOverlay says that VPCs cannot span hosts from here; everything else may
+// work.
+var ErrOverlay = errors.New("VPCs cannot span hosts from here")
 
 // defaultRange is the end of the range that RFC 6598 sets aside for links inside
 // a provider's network.
@@ -152,6 +219,11 @@ type Left struct {
 func (c *Config) check() error {
 	if !regexp.MustCompile(`^[0-9a-f]{8}$`).MatchString(c.State) {
 		return fmt.Errorf("the network's state %q is not 8 hexadecimal digits", c.State)
+	}
+	if o := c.Overlay; o != nil {
+		if err := cluster.ValidAddress(o.Address); err != nil {
+			return fmt.Errorf("%w: %w", ErrOverlay, err)
+		}
 	}
 	if c.Uplink == nil {
 		return nil

@@ -24,13 +24,15 @@ import (
 
 // Network is the routers and ports of one installation on this host.
 //
-// Locks are taken in the order sweeping, Port.mu, floatMu, router.mu, mu;
-// uplink.mu is taken last.
+// Locks are taken in the order sweeping, Port.mu, floatMu, far.mu, router.mu,
+// mu; uplink.mu and overlay.mu are taken last and alone.
 type Network struct {
 	state  string
 	log    *slog.Logger
 	host   netns.NsHandle
 	uplink *uplink // nil without one
+
+	overlay *overlay
 
 	// sweeping is held for writing while what nobody has taken up is removed,
 	// and for reading while a port is made or taken up.
@@ -50,6 +52,7 @@ type router struct {
 	vpc   string
 	space string
 	users int // ports that hold it
+	far   far
 
 	mu     sync.Mutex // held while the namespace is made or removed
 	ns     netns.NsHandle
@@ -78,8 +81,13 @@ func New(cfg Config) (*Network, error) {
 	}
 	// The whole of a router and a filter are tried once here, where the caller
 	// can still choose another driver.
-	if err := n.probe(); err != nil {
+	if err := n.probe(func() error { return setFilter("lo", make(net.HardwareAddr, 6), metadataAddress, gate{}) }); err != nil {
 		return nil, fmt.Errorf("trying out network namespaces and nftables: %w", err)
+	}
+	if cfg.Overlay != nil {
+		if err := n.probe(func() error { return probeOverlay(cfg.Overlay.port()) }); err != nil {
+			return nil, fmt.Errorf("%w: trying out VXLAN: %w", ErrOverlay, err)
+		}
 	}
 	var err error
 	if cfg.Host != "" {
@@ -90,8 +98,15 @@ func New(cfg Config) (*Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the host's namespace: %w", err)
 	}
+	if n.overlay, err = newOverlay(cfg.Overlay, cfg.State, n.host); err != nil {
+		n.host.Close()
+		return nil, fmt.Errorf("%w: %w", ErrOverlay, err)
+	}
 	if cfg.Uplink != nil {
 		n.uplink = newUplink(*cfg.Uplink, cfg.State, n.host)
+		if cfg.Overlay != nil {
+			n.uplink.closed = append(n.uplink.closed, n.overlay.Port)
+		}
 	}
 	return n, nil
 }
@@ -107,7 +122,8 @@ func tag(id string, digits int) string {
 	return hex.EncodeToString(sum[:])[:digits]
 }
 
-func (n *Network) probe() error {
+// probe tries out f in a router.
+func (n *Network) probe(f func() error) error {
 	name := "tabard-" + n.state + "-p-" + tag("probe", 8)
 	if err := namespace.Remove(name); err != nil {
 		return err
@@ -116,7 +132,7 @@ func (n *Network) probe() error {
 		if err := prepareRouter(defaultRange); err != nil {
 			return err
 		}
-		return setFilter("lo", make(net.HardwareAddr, 6), metadataAddress, gate{})
+		return f()
 	})
 	if err != nil {
 		return err
@@ -296,7 +312,9 @@ func (n *Network) release(r *router) error {
 			return err
 		})
 		if err == nil && len(left) == 0 {
-			err = n.removeRouter(r.space, r.device)
+			if err = n.cut(r.ns); err == nil {
+				err = n.removeRouter(r.space, r.device)
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("removing the namespace %s of VPC %s: %w", r.space, r.vpc, err)
@@ -339,7 +357,7 @@ func portsOf(vpc string) ([]Left, error) {
 		}
 		for _, l := range links {
 			a := l.Attrs()
-			if a.Name == "lo" || a.Name == uplinkDevice {
+			if a.Name == "lo" || a.Name == uplinkDevice || a.Name == overlayDevice {
 				continue
 			}
 			machine, nic, _ := strings.Cut(a.Alias, "/")
@@ -416,6 +434,9 @@ func (n *Network) Sweep(ctx context.Context) error {
 	}
 	n.sweeping.Lock()
 	defer n.sweeping.Unlock()
+	if err := n.overlay.sweep(); err != nil {
+		return err
+	}
 	inUse := map[string]bool{}
 	u := n.uplink
 	if u == nil {
@@ -500,6 +521,9 @@ func (n *Network) clearRouter(space string, which func(Left) bool) error {
 		return nil
 	}
 	n.log.Warn("removing a router that was left behind", "namespace", space, "vpc", vpc)
+	if err := n.cut(ns); err != nil {
+		return err
+	}
 	return n.removeRouter(space, device)
 }
 

@@ -2,7 +2,9 @@ package network
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -78,6 +80,62 @@ func (b *batch) put(s *nftables.Set, key, value []byte) {
 
 func (b *batch) putVerdict(s *nftables.Set, key []byte, v *expr.Verdict) {
 	b.fail(b.SetAddElements(s, []nftables.SetElement{{Key: key, VerdictData: v}}))
+}
+
+// elementsAtOnce bounds the elements of one message, which has less than 64 KiB.
+const elementsAtOnce = 500
+
+// change makes a set that has some elements have others.
+func (b *batch) change(s *nftables.Set, have, want map[string]bool) {
+	missing := func(in, from map[string]bool) []nftables.SetElement {
+		var out []nftables.SetElement
+		for key := range from {
+			if !in[key] {
+				out = append(out, nftables.SetElement{Key: []byte(key)})
+			}
+		}
+		return out
+	}
+	for some := range slices.Chunk(missing(want, have), elementsAtOnce) {
+		b.fail(b.SetDeleteElements(s, some))
+	}
+	for some := range slices.Chunk(missing(have, want), elementsAtOnce) {
+		b.fail(b.SetAddElements(s, some))
+	}
+}
+
+// readSet returns the elements of a set, which are none where its table is not
+// there.
+func readSet(s *nftables.Set) (map[string]bool, error) {
+	there, err := hasTable(s.Table)
+	if err != nil || !there {
+		return nil, err
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	elements, err := c.GetSetElements(s)
+	if err != nil {
+		return nil, fmt.Errorf("reading the set %s: %w", s.Name, err)
+	}
+	out := make(map[string]bool, len(elements))
+	for _, e := range elements {
+		out[string(e.Key)] = true
+	}
+	return out, nil
+}
+
+func hasTable(t *nftables.Table) (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, err
+	}
+	tables, err := c.ListTablesOfFamily(t.Family)
+	if err != nil {
+		return false, fmt.Errorf("listing tables: %w", err)
+	}
+	return slices.ContainsFunc(tables, func(o *nftables.Table) bool { return o.Name == t.Name }), nil
 }
 
 // oneOf matches the source or the destination of IPv4 against addresses that
@@ -167,6 +225,21 @@ func ports(first, last uint16) []expr.Any {
 			Op: expr.CmpOpEq, Register: 1,
 			FromData: binaryutil.BigEndian.PutUint16(first), ToData: binaryutil.BigEndian.PutUint16(last),
 		},
+	}
+}
+
+// clamp has a TCP connection that opens not use larger segments than fit its
+// way, in both directions.
+func clamp() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Register: 1, Op: expr.CmpOpEq, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x06}, Xor: []byte{0}},
+		&expr.Cmp{Register: 1, Op: expr.CmpOpEq, Data: []byte{0x02}},
+		&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
+		&expr.Exthdr{SourceRegister: 1, Type: 2, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
 	}
 }
 

@@ -115,6 +115,9 @@ func (n *Network) checkInterface(nic host.Interface) (net.HardwareAddr, error) {
 
 // checkLive checks what may change while a machine runs.
 func (p *Port) checkLive(m host.Machine) error {
+	if m.Network > vpc.MaxVNI {
+		return fmt.Errorf("the VPC's number %d is larger than %d", m.Network, vpc.MaxVNI)
+	}
 	s := m.Metadata
 	switch {
 	case !s.Enabled:
@@ -260,6 +263,10 @@ func (p *Port) build(ctx context.Context, j joint) error {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// Before the machine is there, so that nobody elsewhere has its address.
+	if err := p.network.reach(p); err != nil {
 		return err
 	}
 	err := namespace.Within(p.router.ns, func() error {
@@ -439,6 +446,9 @@ func (p *Port) update(ctx context.Context, m host.Machine) error {
 		return err
 	}
 	p.machine = m
+	if err := p.network.reach(p); err != nil {
+		return err
+	}
 	for i, l := range p.links {
 		if err := p.updateFirewall(l, m.Interfaces[i].Firewall); err != nil {
 			return err
@@ -531,6 +541,9 @@ func (p *Port) dismantle(ctx context.Context) error {
 			l.there = false
 		}
 	}
+	if err := p.network.unsay(p); err != nil {
+		return err
+	}
 	if err := p.network.release(p.router); err != nil {
 		return err
 	}
@@ -558,6 +571,7 @@ func (p *Port) letGo(ctx context.Context) {
 		}
 	}
 	n.floatMu.Unlock()
+	n.hush(p)
 	r := p.router
 	r.mu.Lock()
 	n.mu.Lock()

@@ -30,6 +30,7 @@ import (
 // host of its own, a namespace that stands for the machine that all runs on.
 type rig struct {
 	t     *testing.T
+	cfg   Config
 	n     *Network
 	state string
 	host  string
@@ -40,55 +41,79 @@ func newRig(t *testing.T) *rig { return newUplinkRig(t, nil) }
 
 func newUplinkRig(t *testing.T, up *Uplink) *rig {
 	t.Helper()
+	return newRigs(t, func([]*rig) {}, Config{Uplink: up})[0]
+}
+
+// newRigs makes several hosts; prepare furnishes them before their networks are
+// made.
+func newRigs(t *testing.T, prepare func([]*rig), hosts ...Config) []*rig {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	// Tests run beside others of this machine, so each has its own state.
-	state := tag(fmt.Sprint(t.Name(), os.Getpid()), 8)
 	goroutines := goleak.IgnoreCurrent()
 	files := openFiles(t)
 	links := ownLinks(t)
-	r := &rig{t: t, state: state, host: "tabtest-" + state + "-host"}
-	r.space(r.host)
-	before := r.hostState()
-	r.open(up)
+	rigs := make([]*rig, len(hosts))
+	for n, cfg := range hosts {
+		// Tests run beside others of this machine, so each has its own state.
+		state := tag(fmt.Sprint(t.Name(), n, os.Getpid()), 8)
+		rigs[n] = &rig{t: t, cfg: cfg, state: state, host: "tabtest-" + state + "-host"}
+		rigs[n].space(rigs[n].host)
+	}
+	prepare(rigs)
+	before := make([]string, len(rigs))
+	for n, r := range rigs {
+		before[n] = r.hostState()
+		r.open(r.cfg.Uplink)
+	}
 	t.Cleanup(func() {
-		for _, i := range r.insts {
-			if err := i.port.Detach(context.Background()); err != nil {
-				t.Errorf("detaching %s: %v", i.ID, err)
-			}
-			if err := namespace.Remove(i.space); err != nil {
-				t.Error(err)
-			}
-		}
-		if err := r.n.Sweep(context.Background()); err != nil {
-			t.Errorf("sweeping: %v", err)
-		}
-		if err := r.n.Close(); err != nil {
-			t.Errorf("closing: %v", err)
-		}
-		if left, err := namespace.Named("tabard-" + state); err != nil || len(left) > 0 {
-			t.Errorf("namespaces left: %v %v", left, err)
-		}
-		if after := r.hostState(); after != before {
-			t.Errorf("the host has\n%s\nbefore:\n%s", after, before)
+		for n, r := range rigs {
+			r.close(before[n])
 		}
 		if left := ownLinks(t); !slices.Equal(left, links) {
 			t.Errorf("links of the test's own namespace: %v, before: %v", left, links)
 		}
-		if err := namespace.Remove(r.host); err != nil {
-			t.Error(err)
-		}
 		goleak.VerifyNone(t, goroutines)
 		eventually(t, "files of the process are closed", func() bool { return openFiles(t) <= files })
 	})
-	return r
+	return rigs
+}
+
+// close removes everything, and checks that the host is as before.
+func (r *rig) close(before string) {
+	r.t.Helper()
+	for _, i := range r.insts {
+		if err := i.port.Detach(context.Background()); err != nil {
+			r.t.Errorf("detaching %s: %v", i.ID, err)
+		}
+		if err := namespace.Remove(i.space); err != nil {
+			r.t.Error(err)
+		}
+	}
+	if err := r.n.Sweep(context.Background()); err != nil {
+		r.t.Errorf("sweeping: %v", err)
+	}
+	if err := r.n.Close(); err != nil {
+		r.t.Errorf("closing: %v", err)
+	}
+	if left, err := namespace.Named("tabard-" + r.state); err != nil || len(left) > 0 {
+		r.t.Errorf("namespaces left: %v %v", left, err)
+	}
+	if after := r.hostState(); after != before {
+		r.t.Errorf("the host has\n%s\nbefore:\n%s", after, before)
+	}
+	if err := namespace.Remove(r.host); err != nil {
+		r.t.Error(err)
+	}
 }
 
 // open makes the network; again, after the one before was lost.
 func (r *rig) open(up *Uplink) {
 	r.t.Helper()
-	n, err := New(Config{State: r.state, Uplink: up, Host: r.host})
+	cfg := r.cfg
+	cfg.State, cfg.Uplink, cfg.Host = r.state, up, r.host
+	n, err := New(cfg)
 	if err != nil {
 		r.t.Fatal(err)
 	}

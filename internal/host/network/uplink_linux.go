@@ -25,8 +25,9 @@ import (
 type uplink struct {
 	Uplink
 	host   netns.NsHandle
-	table  string // in the host's namespace
-	prefix string // of the devices there
+	table  string   // in the host's namespace
+	prefix string   // of the devices there
+	closed []uint16 // UDP ports that machines reach nowhere outside
 
 	mu sync.Mutex // held while the host's devices or rules change
 }
@@ -306,6 +307,7 @@ func (u *uplink) clearHost(n *netlink.Handle) error {
 //	  }
 //	  chain forward {
 //	    type filter hook forward priority filter; policy accept;
+//	    iifname PREFIX udp dport PORT drop             # where VPCs span hosts: a machine is none
 //	    ct state established,related accept
 //	    iifname PREFIX ct state invalid drop           # it would leave unwritten
 //	    oifname PREFIX ip daddr RANGE drop             # only floating addresses are for others
@@ -344,6 +346,9 @@ func (u *uplink) prepareHost() error {
 		b.rule(input, counter(), drop())
 
 		forward := b.AddChain(base(t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainPolicyAccept))
+		for _, p := range u.closed {
+			b.rule(forward, ours(expr.MetaKeyIIFNAME), protocol(unix.IPPROTO_UDP), port(p), counter(), drop())
+		}
 		b.rule(forward, state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept())
 		b.rule(forward, ours(expr.MetaKeyIIFNAME), state(expr.CtStateBitINVALID), counter(), drop())
 		b.rule(forward, ours(expr.MetaKeyOIFNAME), in(destinationOffset, u.Range), counter(), drop())

@@ -34,6 +34,10 @@ func newWorldRig(t *testing.T) (*rig, string) {
 	r.space(world)
 	r.in(r.host, "ip", "link", "add", "eth9", "type", "veth", "peer", "name", "eth9", "netns", world)
 	for space, address := range map[string]string{r.host: hostAddress, world: worldAddress} {
+		// Its addresses of IPv6 would come up at some time of their own.
+		if err := within(t, space, func() error { return namespace.DisableIPv6("eth9") }); err != nil {
+			t.Fatal(err)
+		}
 		r.in(space, "ip", "addr", "add", address+"/24", "dev", "eth9")
 		r.in(space, "ip", "link", "set", "eth9", "up")
 	}

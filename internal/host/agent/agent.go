@@ -181,7 +181,7 @@ func (a *Agent) ownAddress(ctx context.Context) (netip.Addr, error) {
 		return a.id.Address, nil
 	}
 	a.id.Address = now
-	if err := a.state.setIdentity(a.id); err != nil {
+	if err := a.state.become(a.id); err != nil {
 		return netip.Addr{}, fmt.Errorf("keep by which address this host reaches the server: %w", err)
 	}
 	return now, nil

@@ -43,7 +43,9 @@ func (h *handler) agentRoutes(mux *http.ServeMux) {
 
 // agentShape sends a fault whole.
 func agentShape(c *api.Call, f *fault.Error) (int, any) {
-	return grant.StatusOf(f.Kind), link.FaultBody{Fault: link.FaultOf(f), Transaction: api.TransactionID(c.R.Context())}
+	return grant.StatusOf(f.Kind), link.FaultBody{
+		Fault: link.FaultOf(f), Errors: []link.Brief{{Code: f.Code, Message: f.Message}}, Transaction: api.TransactionID(c.R.Context()),
+	}
 }
 
 // agent finds the host that calls. Its token was checked; but the host may have

@@ -172,8 +172,15 @@ type Fault struct {
 
 // FaultBody is the body of a failed request of an agent.
 type FaultBody struct {
-	Fault       Fault  `json:"fault"`
-	Transaction string `json:"transaction"`
+	Fault       Fault   `json:"fault"`
+	Errors      []Brief `json:"errors"` // the fault again, as other APIs tell it
+	Transaction string  `json:"trace"`
+}
+
+// Brief is the short form of a fault, for people and their tools.
+type Brief struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
 }
 
 // FaultOf prepares a fault for the wire.

@@ -50,8 +50,9 @@ func (s *site) census(h *node) []string {
 	}
 	out = append(out, s.processes(h, spaces)...)
 	for _, dir := range []string{"namespaces", "vm/machines"} {
-		err := filepath.WalkDir(filepath.Join(h.dir, dir), func(path string, _ fs.DirEntry, err error) error {
-			if err == nil {
+		root := filepath.Join(h.dir, dir)
+		err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+			if err == nil && path != root {
 				out = append(out, "file: "+path)
 			}
 			return nil
@@ -359,6 +360,19 @@ func TestAnAgentThatIsKilledLeavesItsInstancesRunningAndNothingElse(t *testing.T
 		s.connected(h)
 		s.settles(t, h, "after all this the host differs", full)
 		unharmed(t)
+	})
+	s.sub("killed before an instance runs that is deleted then, it keeps nothing of it", func(t *testing.T) {
+		for n := range 5 {
+			name := fmt.Sprintf("short-%d", n)
+			s.ask(name)
+			time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond)
+			h.kill()
+			s.cli("is", "instance-delete", "-f", name)
+			h.start()
+			s.await("it is gone", func() bool { return !strings.Contains(s.cli("is", "instances", "--output", "json"), `"`+name+`"`) })
+		}
+		s.connected(h)
+		s.settles(t, h, "after all this the host differs", full)
 	})
 	s.sub("with all instances deleted the host is as it was before the first", func(t *testing.T) {
 		inside.from.Close()

@@ -117,7 +117,7 @@ func newSite(t *testing.T, hosts int, agent ...string) *site {
 		if left := s.traces(); len(left) > 0 {
 			t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 		}
-		if true {
+		if t.Failed() {
 			t.Logf("logs:\n%s", s.log.b.String())
 		}
 	})

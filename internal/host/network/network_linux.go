@@ -389,7 +389,8 @@ func (n *Network) Found() ([]Left, error) {
 	return all, nil
 }
 
-// leftIn returns the ports in a router that no port of this process is.
+// leftIn returns the ports in a router that no port of this process is, also
+// those of which only rules are left.
 func (n *Network) leftIn(space string) ([]Left, error) {
 	ns, err := namespace.Open(space)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -405,25 +406,29 @@ func (n *Network) leftIn(space string) ([]Left, error) {
 		if err != nil && !errors.Is(err, errHalfMade) {
 			return err
 		}
-		ports, err = portsOf(vpc)
+		if ports, err = portsOf(vpc); err != nil {
+			return err
+		}
+		bare, err := orphans(vpc)
+		ports = append(ports, bare...)
 		return err
 	})
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.DeleteFunc(ports, func(l Left) bool {
 		p := n.ports[l.Machine]
-		return p != nil && p.router.space == space
+		return p != nil && p.router.space == space || n.ours(space, l.Device)
 	}), err
 }
 
-// Discard removes the ports of a machine that an earlier process left, and
-// routers that stand empty then. Where the machine has a port of this process it
-// does nothing.
+// Discard removes the ports of a machine that an earlier process left, with
+// half-made and half-removed ones, whoever's they were, and routers that stand
+// empty then. Where the machine has a port of this process that one stays.
 func (n *Network) Discard(ctx context.Context, machine string) error {
 	if machine == "" {
 		return nil
 	}
-	return n.clear(ctx, func(l Left) bool { return l.Machine == machine })
+	return n.clear(ctx, func(l Left) bool { return l.Machine == machine || l.Machine == "" })
 }
 
 // Sweep removes all ports, routers and links to the host that an earlier process
@@ -518,7 +523,7 @@ func (n *Network) clearRouter(space string, which func(Left) bool) error {
 		}
 	}
 	if inUse || len(goes) < len(left) {
-		return nil
+		return n.sinkFloating(ns, space, device)
 	}
 	n.log.Warn("removing a router that was left behind", "namespace", space, "vpc", vpc)
 	if err := n.cut(ns); err != nil {

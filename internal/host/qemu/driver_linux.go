@@ -262,20 +262,21 @@ func (d *Driver) start(ctx context.Context, x *machine, m host.Machine, h host.H
 			return err
 		}
 	}
+	if r, err = d.findDisk(x.dir, r, m); err != nil {
+		return err
+	}
 	if r != nil {
 		// Its disk is made already, or will be as it was meant to be, whatever
 		// became of the image.
 		return d.boot(ctx, x, r, r.Base.image(), m, h)
 	}
-	// Whatever is here was never more than half made.
-	if err := os.RemoveAll(x.dir); err != nil {
-		return fmt.Errorf("removing what is left of it: %w", err)
-	}
-	if err := os.Mkdir(x.dir, 0o700); err != nil {
+	err = os.Mkdir(x.dir, 0o700)
+	made := err == nil
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("making its directory: %w", err)
 	}
 	err = d.boot(ctx, x, &record{Base: baseOf(m.Image)}, m.Image, m, h)
-	if err != nil {
+	if err != nil && made {
 		// A machine that never ran leaves nothing.
 		_, proc, left := d.examine(x.dir)
 		switch {

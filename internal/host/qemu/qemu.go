@@ -6,7 +6,8 @@
 //	<Dir>/lock                       held by the driver: one a directory
 //	<Dir>/images/<sha256>            verified image files, read-only
 //	<Dir>/machines/<id>/machine.json what is known of the machine
-//	                    disk.qcow2   its disk, over the image
+//	                    disk.qcow2   its disk, over the image; made once and never
+//	                                 replaced when it is missing
 //	                    seed.iso     what cloud-init reads, made at each start
 //	                    qmp.sock     QEMU's monitor
 //	                    console.log  what it wrote to its serial console

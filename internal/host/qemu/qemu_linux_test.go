@@ -302,7 +302,7 @@ func marks(t *testing.T, dir string) []string {
 
 func (r *rig) machine(id string, image vpc.Image) host.Machine {
 	return host.Machine{
-		ID: id, Name: "web", VPC: "r006-vpc", VCPUs: 1, MemoryMiB: 64, Image: image,
+		ID: id, Name: "web", VPC: "r006-vpc", VCPUs: 1, MemoryMiB: 64, Image: image, Fresh: true,
 		Metadata: vpc.MetadataService{Enabled: true, Protocol: "http", ResponseHopLimit: 1},
 		Interfaces: []host.Interface{{
 			ID: "nic", MAC: "02:00:07:00:00:01",
@@ -318,6 +318,7 @@ func (r *rig) run(id string, letter byte) host.Machine {
 	if err := r.Start(r.t.Context(), m, host.Handlers{}); err != nil {
 		r.t.Fatal(err)
 	}
+	m.Fresh = false
 	return m
 }
 
@@ -810,6 +811,86 @@ func TestHalfMadeMachinesAreRepaired(t *testing.T) {
 			r.says(m.ID, "BOOT 1\n")
 		})
 	}
+}
+
+func TestALostDiskIsNotReplaced(t *testing.T) {
+	for name, lose := range map[string]func(dir string) error{
+		"the disk": func(dir string) error { return os.Remove(filepath.Join(dir, diskFile)) },
+		"all":      os.RemoveAll,
+		"disk and record": func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, diskFile)), os.Remove(filepath.Join(dir, recordFile)))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			m := r.run("0737_a", waits)
+			r.says(m.ID, "BOOT 1\n")
+			if err := r.Stop(t.Context(), m.ID, false); err != nil {
+				t.Fatal(err)
+			}
+			dir := filepath.Join(r.dir, m.ID)
+			if err := lose(dir); err != nil {
+				t.Fatal(err)
+			}
+			err := r.Start(t.Context(), m, host.Handlers{})
+			if got := host.ReasonOf(err); got != "The instance's disk is not on this host." {
+				t.Errorf("got %v", err)
+			}
+			if _, err := os.Lstat(filepath.Join(dir, diskFile)); !errors.Is(err, os.ErrNotExist) {
+				t.Error("there is a disk")
+			}
+		})
+	}
+}
+
+func TestADiskWhoseRecordIsLostIsBootedAgain(t *testing.T) {
+	r := newRig(t)
+	m := r.run("0737_a", waits)
+	r.says(m.ID, "BOOT 1\n")
+	r.reopen() // and its QEMU runs
+	if err := os.Remove(filepath.Join(r.dir, m.ID, recordFile)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(t.Context(), m, host.Handlers{}); err != nil {
+		t.Fatal(err)
+	}
+	r.says(m.ID, "BOOT 2\n")
+	if found := marks(t, r.dir); len(found) != 1 {
+		t.Errorf("processes of %v", found)
+	}
+}
+
+func TestADiskThatNobodyKnowsIsKept(t *testing.T) {
+	r := newRig(t)
+	m := r.machine("0737_a", r.library.add(guestImage(t, waits), "raw"))
+	dir := filepath.Join(r.dir, m.ID)
+	path := filepath.Join(dir, diskFile)
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte("precious"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	holds := func(pattern string) bool {
+		found, _ := filepath.Glob(pattern)
+		for _, f := range found {
+			if b, _ := os.ReadFile(f); string(b) == "precious" {
+				return true
+			}
+		}
+		return false
+	}
+	m.Fresh = false
+	if err := r.Start(t.Context(), m, host.Handlers{}); host.ReasonOf(err) != "The instance's disk on this host cannot be used." || !holds(path) {
+		t.Errorf("of one that ran: %v", err)
+	}
+	m.Fresh = true
+	spoilt := m
+	spoilt.Image.SHA256 = strings.Repeat("0", 64)
+	if err := r.Start(t.Context(), spoilt, host.Handlers{}); err == nil || !holds(path+"*") {
+		t.Errorf("of one that does not start: %v", err)
+	}
+	if err := r.Start(t.Context(), m, host.Handlers{}); err != nil || !holds(path+"*") {
+		t.Errorf("of one that never ran: %v", err)
+	}
+	r.says(m.ID, "BOOT 1\n")
 }
 
 func TestAQEMUThatNobodyTookNoteOfIsEndedBeforeTheNext(t *testing.T) {

@@ -18,6 +18,7 @@ type Capacity struct {
 	Drivers   []string // what runs instances on it: qemu, netns, local
 	VCPUs     int
 	MemoryMiB int // 0 means that memory is not counted
+	DiskMiB   int // for the disks of machines; 0 means that it is not counted
 	Version   string
 
 	IdentityCA string // in PEM: what instances' identity certificates are checked with
@@ -106,7 +107,7 @@ func (s *Scheduler) Here(hostID string) (c Capacity, since time.Time, here bool)
 func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image) (hostID, reason string) {
 	type candidate struct {
 		id     string
-		load   float64 // share of its memory that is given out, or the number of its instances
+		load   float64 // share of its memory or disk that is given out, or the number of its instances
 		remote int
 	}
 	var fit []candidate
@@ -120,15 +121,23 @@ func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image)
 			reason = "No connected host in zone " + zone + " can run the image " + image.Name + "."
 			continue
 		}
-		used, count := s.used(h)
-		load := float64(count) / 1e6
+		memory, disk, count := s.used(h)
+		var share float64
 		if image.SHA256 != "" && c.MemoryMiB > 0 {
-			if used+hw.MemoryGiB<<10 > c.MemoryMiB {
+			if memory+hw.MemoryGiB<<10 > c.MemoryMiB {
 				reason = "No connected host in zone " + zone + " has room for an instance of profile " + hw.Name + "."
 				continue
 			}
-			load += float64(used) / float64(c.MemoryMiB)
+			share = float64(memory) / float64(c.MemoryMiB)
 		}
+		if image.SHA256 != "" && c.DiskMiB > 0 {
+			if disk+diskMiB(image) > c.DiskMiB {
+				reason = "No connected host in zone " + zone + " has room for a disk of the image " + image.Name + "."
+				continue
+			}
+			share = max(share, float64(disk)/float64(c.DiskMiB))
+		}
+		load := share + float64(count)/1e6
 		remote := 1
 		if h.Zone != "" {
 			remote = 0 // a host of the zone goes before one of all zones
@@ -144,19 +153,24 @@ func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image)
 	return best.id, ""
 }
 
-// used returns the memory in MiB that the machines of a host with a disk have
-// been given, and the number of its instances.
-func (s *Scheduler) used(h *cluster.Host) (mebibytes, count int) {
+// diskMiB is what the disk of a machine of an image may grow to, in MiB.
+func diskMiB(image vpc.Image) int { return int((image.Disk + 1<<20 - 1) >> 20) }
+
+// used returns the memory and disk in MiB that the machines of a host with a
+// disk have been given, and the number of its instances.
+func (s *Scheduler) used(h *cluster.Host) (memory, disk, count int) {
 	for _, i := range s.Directory.InstancesByHost.Get(h.ID) {
 		count++
-		if _, registered := s.Directory.Images.Get(i.ImageID); !registered {
+		image, registered := s.Directory.Images.Get(i.ImageID)
+		if !registered {
 			continue
 		}
+		disk += diskMiB(*image)
 		if hw, ok := vpc.ProfileNamed(i.Profile); ok {
-			mebibytes += hw.MemoryGiB << 10
+			memory += hw.MemoryGiB << 10
 		}
 	}
-	return mebibytes, count
+	return memory, disk, count
 }
 
 // Run places instances that could not be placed when they were made, and

@@ -62,6 +62,7 @@ type Capacity struct {
 	Drivers   []string `json:"drivers"`
 	VCPUs     int      `json:"vcpus"`
 	MemoryMiB int      `json:"memory_mib"`
+	DiskMiB   int      `json:"disk_mib,omitempty"` // for the disks of machines; 0 means that it is not counted
 	Version   string   `json:"version"`
 
 	// IdentityCA is the certificate, in PEM, under which the host's instances

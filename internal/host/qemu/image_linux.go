@@ -86,6 +86,34 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
+// minReserve is the least that is kept free on the file system of disks and
+// images, in bytes; on a large one it is a twentieth.
+const minReserve = 1 << 30
+
+// room refuses what would leave less than the reserve free.
+func (d *Driver) room(need int64) error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(d.cfg.Dir, &s); err != nil {
+		return fmt.Errorf("looking for room on the disk: %w", err)
+	}
+	total, free := int64(s.Blocks)*s.Bsize, int64(s.Bavail)*s.Bsize
+	if reserve := max(minReserve, total/20); free-need < reserve {
+		return &host.Refusal{
+			Reason: "The host has no room for the instance's disk.",
+			Cause:  fmt.Errorf("of the %d MiB that are free at %s, %d are needed and %d kept in reserve: make room", free>>20, d.cfg.Dir, need>>20, reserve>>20),
+		}
+	}
+	return nil
+}
+
+// allow refuses disks that are too large.
+func (d *Driver) allow(size int64) error {
+	if size > d.cfg.MaxDiskBytes {
+		return &host.Refusal{Reason: fmt.Sprintf("The image's disk of %d MiB is larger than the %d MiB that the host allows.", size>>20, d.cfg.MaxDiskBytes>>20)}
+	}
+	return nil
+}
+
 // findDisk decides what a machine that does not run boots from. It returns the
 // record of the disk that is here, or nil where one is to be made, which only a
 // machine that never ran gets: an empty disk in the place of a lost one would
@@ -121,10 +149,6 @@ func (d *Driver) mend(dir, path string, m host.Machine) (*record, error) {
 			Reason: "The instance's disk on this host cannot be used.",
 			Cause:  errors.Join(fmt.Errorf("%s has no record and is not over the image %s: bring %s back, or delete the instance", path, m.Image.ID, recordFile), err),
 		}
-	}
-	// If it runs, nobody knows its process.
-	if err := d.endStrays(dir); err != nil {
-		return nil, err
 	}
 	if match {
 		d.log.Warn("a machine's record was lost and is made anew from its disk", "machine", m.ID, "disk", path)

@@ -121,17 +121,17 @@ func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image)
 			reason = "No connected host in zone " + zone + " can run the image " + image.Name + "."
 			continue
 		}
-		memory, disk, count := s.used(h)
+		memory, disk, count := s.used(h, hw, image)
 		var share float64
 		if image.SHA256 != "" && c.MemoryMiB > 0 {
-			if memory+hw.MemoryGiB<<10 > c.MemoryMiB {
+			if memory > c.MemoryMiB {
 				reason = "No connected host in zone " + zone + " has room for an instance of profile " + hw.Name + "."
 				continue
 			}
 			share = float64(memory) / float64(c.MemoryMiB)
 		}
 		if image.SHA256 != "" && c.DiskMiB > 0 {
-			if disk+diskMiB(image) > c.DiskMiB {
+			if disk > c.DiskMiB {
 				reason = "No connected host in zone " + zone + " has room for a disk of the image " + image.Name + "."
 				continue
 			}
@@ -153,24 +153,30 @@ func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image)
 	return best.id, ""
 }
 
-// diskMiB is what the disk of a machine of an image may grow to, in MiB.
-func diskMiB(image vpc.Image) int { return int((image.Disk + 1<<20 - 1) >> 20) }
-
 // used returns the memory and disk in MiB that the machines of a host with a
-// disk have been given, and the number of its instances.
-func (s *Scheduler) used(h *cluster.Host) (memory, disk, count int) {
-	for _, i := range s.Directory.InstancesByHost.Get(h.ID) {
-		count++
-		image, registered := s.Directory.Images.Get(i.ImageID)
-		if !registered {
-			continue
-		}
-		disk += diskMiB(*image)
-		if hw, ok := vpc.ProfileNamed(i.Profile); ok {
-			memory += hw.MemoryGiB << 10
+// disk have been given once this one is there too, and the number of the
+// instances that are there. The disk is what each machine's may grow to, and
+// one file of each image.
+func (s *Scheduler) used(h *cluster.Host, hw vpc.InstanceProfile, image vpc.Image) (memory, disk, count int) {
+	var bytes int64
+	files := map[string]bool{}
+	add := func(hw vpc.InstanceProfile, image *vpc.Image) {
+		memory += hw.MemoryGiB << 10
+		bytes += image.Disk
+		if !files[image.SHA256] {
+			files[image.SHA256] = true
+			bytes += image.Bytes
 		}
 	}
-	return memory, disk, count
+	add(hw, &image)
+	for _, i := range s.Directory.InstancesByHost.Get(h.ID) {
+		count++
+		if image, registered := s.Directory.Images.Get(i.ImageID); registered {
+			hw, _ := vpc.ProfileNamed(i.Profile)
+			add(hw, image)
+		}
+	}
+	return memory, int((bytes + 1<<20 - 1) >> 20), count
 }
 
 // Run places instances that could not be placed when they were made, and

@@ -16,7 +16,8 @@ import (
 
 const zone = "us-south-1"
 
-// site is a directory with hosts and one image with a disk of 10 GiB.
+// site is a directory with hosts and one image, with a disk of 10 GiB and a file
+// of 4 GiB.
 type site struct {
 	t *testing.T
 	d *directory.Directory
@@ -31,7 +32,7 @@ func newSite(t *testing.T, hosts ...string) *site {
 	s := &site{
 		t: t, d: e.Config.Directory,
 		Scheduler: &placement.Scheduler{Directory: e.Config.Directory, Now: e.Config.Now, Log: slog.New(slog.DiscardHandler)},
-		image:     vpc.Image{ID: "r006-image", Name: "debian", SHA256: strings.Repeat("0", 64), Disk: 10 << 30},
+		image:     vpc.Image{ID: "r006-image", Name: "debian", SHA256: strings.Repeat("0", 64), Disk: 10 << 30, Bytes: 4 << 30},
 	}
 	s.update(func(tx *directory.Tx) {
 		s.d.Images.Put(tx, &s.image)
@@ -71,7 +72,7 @@ func offers(diskMiB int) placement.Capacity {
 
 func TestAHostGetsNoMoreDisksThanItHasRoomFor(t *testing.T) {
 	s := newSite(t, "h1")
-	defer s.Arrive("h1", offers(25<<10))()
+	defer s.Arrive("h1", offers(24<<10))() // two disks and one file
 	for range 2 {
 		id, reason := s.choose()
 		if id != "h1" {
@@ -79,6 +80,7 @@ func TestAHostGetsNoMoreDisksThanItHasRoomFor(t *testing.T) {
 		}
 		s.place(id)
 	}
+	defer s.Arrive("h1", offers(34<<10-1))()
 	if id, reason := s.choose(); id != "" || !strings.Contains(reason, "disk") {
 		t.Errorf("chose %q: %s", id, reason)
 	}

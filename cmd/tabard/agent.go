@@ -92,6 +92,7 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 	f.StringVar(&drivers.Driver, "driver", agent.DriverAuto, "what runs instances: auto, qemu, netns, adopt, or several with commas; auto is all that this machine can")
 	f.StringVar(&drivers.Accel, "accel", "auto", "acceleration of virtual machines: kvm, tcg, or auto, which tries kvm out first")
 	f.IntVar(&drivers.MemoryMiB, "memory", 0, "memory for virtual machines in `MiB` (default: three quarters of this machine's)")
+	f.IntVar(&drivers.MaxDiskGiB, "max-disk", 250, "largest disk of a virtual machine in `GiB`; one with a larger image does not start")
 	f.BoolVar(&drivers.NoUplink, "no-uplink", false, "let instances reach nothing but their VPC and the metadata service")
 	f.StringVar(&drivers.UplinkRange, "uplink-range", "", "addresses for the links between this machine and its instances' networks (default 100.127.0.0/16)")
 	f.StringVar(&drivers.Address, "address", "", "IPv4 `ADDRESS` at which other hosts reach this machine, so that VPCs span hosts: they exchange packets in VXLAN, not encrypted, by UDP port 4789; none is never (default: the one by which it reaches the server)")

@@ -198,8 +198,12 @@ func (c *Controller) step(m *machine, p *vpc.Placement) func(context.Context, st
 		case !m.running:
 			return c.begin // the host was restarted; the machine starts again, or is taken up
 		}
+<<<<<<< HEAD
 		// Only what has changed is worth the work of turning it into a machine.
 		if p != m.placed && !placement.Same(p, m.placed) {
+=======
+		if next, err := MachineOf(p); err == nil && !same(next, m.applied) {
+>>>>>>> wt-fixq
 			return c.update
 		}
 	case vpc.Stopping:
@@ -213,6 +217,12 @@ func (c *Controller) step(m *machine, p *vpc.Placement) func(context.Context, st
 		m.ended = false
 	}
 	return nil
+}
+
+// same tells whether a machine that runs as one already is as the other.
+func same(a, b Machine) bool {
+	a.Fresh, b.Fresh = false, false
+	return reflect.DeepEqual(a, b)
 }
 
 // begin starts a machine unless it runs, and reports that it does.

@@ -253,6 +253,7 @@ func TestAPendingInstanceIsStarted(t *testing.T) {
 			ID: id, Name: "vm-" + id[5:13], VPC: "r006-v",
 			Interfaces: []host.Interface{{ID: "0717-a", MAC: "02:00:00:00:00:04", Address: netip.MustParseAddr("10.240.0.4"), Subnet: s.subnet.CIDR}},
 			Metadata:   vpc.MetadataService{Enabled: true, Protocol: "http", ResponseHopLimit: 3},
+			Fresh:      true,
 		}
 		if diff := cmp.Diff(want, m, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); !ok || diff != "" {
 			t.Errorf("machine (-want +got):\n%s", diff)
@@ -263,6 +264,53 @@ func TestAPendingInstanceIsStarted(t *testing.T) {
 		if a, ok := s.controller.Access(id); !ok || a.Driver != "recorder" {
 			t.Errorf("access %+v, %v", a, ok)
 		}
+	}
+}
+
+func TestAMachineIsFreshUntilItHasRun(t *testing.T) {
+	s := start(t)
+	refuse := errors.New("no image")
+	s.driver.onStart = func(context.Context, string) error { return refuse }
+	id := s.instance("h1", vpc.Pending)
+	s.run()
+	fresh := func() bool {
+		t.Helper()
+		s.become(id, vpc.Running)
+		m, _ := s.driver.machine(id)
+		return m.Fresh
+	}
+	s.become(id, vpc.Failed)
+	s.driver.mu.Lock()
+	s.driver.onStart = nil
+	s.driver.mu.Unlock()
+	s.set(id, vpc.Starting)
+	if !fresh() {
+		t.Error("one that failed to start is taken for one that ran")
+	}
+	s.set(id, vpc.Restarting)
+	if fresh() {
+		t.Error("one that is restarted is taken for one that never ran")
+	}
+	s.set(id, vpc.Stopping)
+	s.become(id, vpc.Stopped)
+	s.set(id, vpc.Starting)
+	if fresh() {
+		t.Error("one that was stopped is taken for one that never ran")
+	}
+}
+
+func TestAMachineIsNotUpdatedForHavingRun(t *testing.T) {
+	s := start(t)
+	first := s.instance("h1", vpc.Pending)
+	stop := s.run()
+	s.become(first, vpc.Running)
+	second := s.instance("h1", vpc.Pending)
+	s.become(second, vpc.Running)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := s.driver.called(), []string{"start " + first, "start " + second}; !slices.Equal(got, want) {
+		t.Errorf("calls %v, want %v", got, want)
 	}
 }
 

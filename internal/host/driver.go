@@ -30,6 +30,11 @@ type Machine struct {
 	Keys      []string // lines of authorized_keys
 	UserData  string
 
+	// Fresh says that the machine has never run: only then may a driver that
+	// keeps disks make it one. It is about the start at hand and not compared
+	// when machines are.
+	Fresh bool
+
 	// External, when not nil, says that somebody else made and runs the
 	// machine: only its metadata service is ours.
 	External *vpc.External

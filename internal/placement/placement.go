@@ -165,6 +165,7 @@ func Report(ctx context.Context, d *directory.Directory, hostID string, r vpc.Re
 		}
 		next := i.Clone()
 		next.Status, next.StatusReason, next.Force = r.Status, r.Reason, false
+		next.Ran = i.Ran || r.Status == vpc.Running
 		d.Instances.Put(tx, next)
 		return nil
 	})

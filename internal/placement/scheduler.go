@@ -18,6 +18,7 @@ type Capacity struct {
 	Drivers   []string // what runs instances on it: qemu, netns, local
 	VCPUs     int
 	MemoryMiB int // 0 means that memory is not counted
+	DiskMiB   int // for the disks of machines; 0 means that it is not counted
 	Version   string
 
 	IdentityCA string // in PEM: what instances' identity certificates are checked with
@@ -113,9 +114,15 @@ const (
 // what is missing.
 func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image) (hostID, reason string) {
 	type candidate struct {
+<<<<<<< HEAD
 		id   string
 		wide int     // 1 for a host of all zones, which comes after one of the zone
 		load float64 // share of its memory that is given out; then the number of its instances
+=======
+		id     string
+		load   float64 // share of its memory or disk that is given out, or the number of its instances
+		remote int
+>>>>>>> wt-fixq
 	}
 	var fit []candidate
 	missing := noHost
@@ -128,18 +135,37 @@ func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image)
 			missing = max(missing, noDriver)
 			continue
 		}
-		used, count := s.used(h)
-		load := float64(count) / 1e6
+		memory, disk, count := s.used(h, hw, image)
+		var share float64
 		if image.SHA256 != "" && c.MemoryMiB > 0 {
+<<<<<<< HEAD
 			if used+hw.MemoryGiB<<10 > c.MemoryMiB {
 				missing = max(missing, noRoom)
+=======
+			if memory > c.MemoryMiB {
+				reason = "No connected host in zone " + zone + " has room for an instance of profile " + hw.Name + "."
+>>>>>>> wt-fixq
 				continue
 			}
-			load += float64(used) / float64(c.MemoryMiB)
+			share = float64(memory) / float64(c.MemoryMiB)
 		}
+<<<<<<< HEAD
 		x := candidate{id: h.ID, load: load}
 		if h.Zone == "" {
 			x.wide = 1
+=======
+		if image.SHA256 != "" && c.DiskMiB > 0 {
+			if disk > c.DiskMiB {
+				reason = "No connected host in zone " + zone + " has room for a disk of the image " + image.Name + "."
+				continue
+			}
+			share = max(share, float64(disk)/float64(c.DiskMiB))
+		}
+		load := share + float64(count)/1e6
+		remote := 1
+		if h.Zone != "" {
+			remote = 0 // a host of the zone goes before one of all zones
+>>>>>>> wt-fixq
 		}
 		fit = append(fit, x)
 	}
@@ -156,6 +182,7 @@ func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image)
 	return best.id, ""
 }
 
+<<<<<<< HEAD
 // Fits reports whether an instance's host has room for it with another hardware
 // profile; a reason says why not. What a stopped instance had is kept for it.
 func (s *Scheduler) Fits(i *vpc.Instance, hw vpc.InstanceProfile) (reason string) {
@@ -191,9 +218,32 @@ func (s *Scheduler) used(h *cluster.Host) (mebibytes, count int) {
 		}
 		if hw, ok := vpc.ProfileNamed(i.Profile); ok {
 			mebibytes += hw.MemoryGiB << 10
+=======
+// used returns the memory and disk in MiB that the machines of a host with a
+// disk have been given once this one is there too, and the number of the
+// instances that are there. The disk is what each machine's may grow to, and
+// one file of each image.
+func (s *Scheduler) used(h *cluster.Host, hw vpc.InstanceProfile, image vpc.Image) (memory, disk, count int) {
+	var bytes int64
+	files := map[string]bool{}
+	add := func(hw vpc.InstanceProfile, image *vpc.Image) {
+		memory += hw.MemoryGiB << 10
+		bytes += image.Disk
+		if !files[image.SHA256] {
+			files[image.SHA256] = true
+			bytes += image.Bytes
+>>>>>>> wt-fixq
 		}
 	}
-	return mebibytes, count
+	add(hw, &image)
+	for _, i := range s.Directory.InstancesByHost.Get(h.ID) {
+		count++
+		if image, registered := s.Directory.Images.Get(i.ImageID); registered {
+			hw, _ := vpc.ProfileNamed(i.Profile)
+			add(hw, image)
+		}
+	}
+	return memory, int((bytes + 1<<20 - 1) >> 20), count
 }
 
 // Run places instances that could not be placed when they were made, and

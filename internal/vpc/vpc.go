@@ -135,6 +135,10 @@ type Instance struct {
 	BootVolume      Volume          `json:"boot_volume"`
 	External        *External       `json:"external,omitempty"` // nil for one that a driver runs
 
+	// Ran says that a host has once reported it as running: from then on there
+	// is something on its disk to lose.
+	Ran bool `json:"ran,omitempty"`
+
 	// Force says that a stop or reboot under way does not wait for the system
 	// inside.
 	Force bool `json:"force,omitempty"`

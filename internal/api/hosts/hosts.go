@@ -73,6 +73,7 @@ type body struct {
 	Drivers   []string `json:"drivers"`
 	VCPUs     int      `json:"vcpus"`
 	MemoryMiB int      `json:"memory_mib"`
+	DiskMiB   int      `json:"disk_mib,omitempty"`
 	Version   string   `json:"version,omitempty"`
 	Address   string   `json:"address,omitempty"` // where other hosts reach it
 	Instances int      `json:"instances"`
@@ -90,7 +91,7 @@ func (h *handler) encode(x *cluster.Host) body {
 	c, since, here := h.opts.Scheduler.Here(x.ID)
 	b := body{
 		ID: x.ID, CRN: h.crn(x.ID), Name: x.Name, Zone: x.Zone, Status: "away", Drivers: c.Drivers, VCPUs: c.VCPUs,
-		MemoryMiB: c.MemoryMiB, Version: c.Version, IdentityCA: c.IdentityCA, Instances: h.Directory.InstancesByHost.Len(x.ID), Keys: x.KeyIDs(),
+		MemoryMiB: c.MemoryMiB, DiskMiB: c.DiskMiB, Version: c.Version, IdentityCA: c.IdentityCA, Instances: h.Directory.InstancesByHost.Len(x.ID), Keys: x.KeyIDs(),
 		CreatedAt: x.CreatedAt.UTC(), EntityTag: x.Tag(x.ID),
 	}
 	if x.Address.IsValid() {

@@ -37,7 +37,7 @@ var (
 func (h *handler) stream(c *api.Call, x *cluster.Host) (api.Reply, error) {
 	var capacity link.Capacity
 	if err := json.Unmarshal([]byte(c.R.URL.Query().Get("capacity")), &capacity); err != nil ||
-		len(capacity.Drivers) > maxDrivers || capacity.VCPUs < 0 || capacity.MemoryMiB < 0 || !api.Printable(capacity.Version, 100) {
+		len(capacity.Drivers) > maxDrivers || capacity.VCPUs < 0 || capacity.MemoryMiB < 0 || capacity.DiskMiB < 0 || !api.Printable(capacity.Version, 100) {
 		return api.Reply{}, fault.New(fault.Invalid, "invalid_parameter", "The parameter capacity is not what an agent sends.").OnParameter("capacity", "")
 	}
 	for _, d := range capacity.Drivers {
@@ -55,7 +55,7 @@ func (h *handler) stream(c *api.Call, x *cluster.Host) (api.Reply, error) {
 	}
 	return api.Reply{Stream: func(w http.ResponseWriter, r *http.Request) {
 		leave := h.opts.Scheduler.Arrive(x.ID, placement.Capacity{
-			Drivers: capacity.Drivers, VCPUs: capacity.VCPUs, MemoryMiB: capacity.MemoryMiB, Version: capacity.Version,
+			Drivers: capacity.Drivers, VCPUs: capacity.VCPUs, MemoryMiB: capacity.MemoryMiB, DiskMiB: capacity.DiskMiB, Version: capacity.Version,
 			IdentityCA: capacity.IdentityCA,
 		})
 		defer leave()

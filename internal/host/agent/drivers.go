@@ -23,6 +23,7 @@ type DriverConfig struct {
 	Driver      string // auto, or some of qemu, netns and adopt, comma-separated
 	Accel       string // auto, kvm or tcg
 	MemoryMiB   int    // for virtual machines; 0 means three quarters of the host's
+	MaxDiskGiB  int    // of one virtual machine; 0 means 250
 	NoUplink    bool
 	UplinkRange string
 	Address     string // of this host among hosts; "" is that by which it reaches the server, "none" is none
@@ -42,6 +43,9 @@ func (c *DriverConfig) Validate() error {
 	}
 	if c.MemoryMiB < 0 {
 		return fmt.Errorf("memory %d is less than nothing", c.MemoryMiB)
+	}
+	if c.MaxDiskGiB < 0 {
+		return fmt.Errorf("max-disk %d is less than nothing", c.MaxDiskGiB)
 	}
 	if c.UplinkRange != "" {
 		if p, err := netip.ParsePrefix(c.UplinkRange); err != nil || !p.Addr().Is4() {

@@ -35,6 +35,12 @@ func (c *DriverConfig) Open(_ context.Context, e Environment) (host.Driver, link
 		}
 		capacity.MemoryMiB = int(info.Totalram * uint64(info.Unit) >> 20 * 3 / 4)
 	}
+	var files unix.Statfs_t
+	if err := unix.Statfs(e.Dir, &files); err != nil {
+		return nil, capacity, fmt.Errorf("ask for the size of the file system of %s: %w", e.Dir, err)
+	}
+	// The rest is for images and for what else is there.
+	capacity.DiskMiB = max(1, int(files.Blocks*uint64(files.Bsize)>>20/10*9))
 	var uplink *network.Uplink
 	if !c.NoUplink {
 		uplink = &network.Uplink{}
@@ -112,8 +118,13 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 		}},
 		{DriverQEMU, filepath.Join(machinesDir, "machines"), &choice.Images, func() (host.Driver, error) {
 			return qemu.New(qemu.Config{
+<<<<<<< HEAD
 				Dir: filepath.Join(e.Dir, machinesDir), Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
 				CACert: []byte(e.CA), Log: e.Log,
+=======
+				Dir: filepath.Join(e.Dir, "vm"), Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
+				MaxDiskBytes: int64(c.MaxDiskGiB) << 30, CACert: []byte(e.CA), Log: e.Log,
+>>>>>>> wt-fixq
 			})
 		}},
 	} {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 )
 
 // Formats of image files.
@@ -38,6 +39,8 @@ func Check(r io.ReaderAt, size int64, format string) (int64, error) {
 
 // Offsets of the qcow2 header (QEMU, docs/interop/qcow2.txt).
 const (
+	magic = "QFI\xfb"
+
 	offVersion       = 4
 	offBackingFile   = 8
 	offBackingLength = 16
@@ -74,7 +77,7 @@ func checkQCOW2(r io.ReaderAt, size int64) (int64, error) {
 		return 0, fmt.Errorf("reading its header: %w", err)
 	}
 	be := binary.BigEndian
-	if n < headerV2 || string(h[:4]) != "QFI\xfb" {
+	if n < headerV2 || string(h[:4]) != magic {
 		return 0, errors.New("it is no qcow2 file")
 	}
 	version := be.Uint32(h[offVersion:])
@@ -110,6 +113,33 @@ func checkQCOW2(r io.ReaderAt, size int64) (int64, error) {
 	}
 	end := min(size, 1<<clusterBits)
 	return int64(virtual), checkExtensions(r, start, end)
+}
+
+// maxBackingName is the longest name of a backing file, in bytes.
+const maxBackingName = 1023
+
+// Backing returns the name of the backing file that a qcow2 file names; "" is
+// none. It follows no name and believes nothing else of the file.
+func Backing(r io.ReaderAt) (string, error) {
+	h := make([]byte, headerV2)
+	if n, err := r.ReadAt(h, 0); n < len(h) {
+		return "", fmt.Errorf("reading its header: %w", err)
+	}
+	if string(h[:4]) != magic {
+		return "", errors.New("it is no qcow2 file")
+	}
+	at, length := binary.BigEndian.Uint64(h[offBackingFile:]), binary.BigEndian.Uint32(h[offBackingLength:])
+	if at == 0 || length == 0 {
+		return "", nil
+	}
+	if at > math.MaxInt32 || length > maxBackingName {
+		return "", errors.New("the name of its backing file makes no sense")
+	}
+	name := make([]byte, length)
+	if n, err := r.ReadAt(name, int64(at)); n < len(name) {
+		return "", fmt.Errorf("reading the name of its backing file: %w", err)
+	}
+	return string(name), nil
 }
 
 func checkExtensions(r io.ReaderAt, at, end int64) error {

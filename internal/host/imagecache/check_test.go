@@ -93,6 +93,27 @@ func TestSpoiledHeadersAreRefused(t *testing.T) {
 	}
 }
 
+func TestTheBackingFileOfADiskIsRead(t *testing.T) {
+	for name, args := range map[string][]string{
+		"": nil, "/images/0123": {"-u", "-b", "/images/0123", "-F", "raw"},
+	} {
+		if got, err := Backing(bytes.NewReader(made(t, args...))); err != nil || got != name {
+			t.Errorf("got %q, %v; want %q", got, err, name)
+		}
+	}
+	for what, spoil := range map[string]func([]byte){
+		"not qcow2":      func(b []byte) { b[0] = 'q' },
+		"a vast name":    func(b []byte) { b[offBackingLength] = 0xff },
+		"beyond the end": func(b []byte) { b[offBackingFile+4] = 0x7f },
+	} {
+		content := made(t, "-u", "-b", "/images/0123", "-F", "raw")
+		spoil(content)
+		if got, err := Backing(bytes.NewReader(content)); err == nil {
+			t.Errorf("%s: got %q", what, got)
+		}
+	}
+}
+
 func FuzzCheck(f *testing.F) {
 	h := make([]byte, 512)
 	copy(h, "QFI\xfb")

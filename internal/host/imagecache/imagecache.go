@@ -38,6 +38,10 @@ type Config struct {
 	// Group may read the files besides their owner; negative is nobody.
 	Group int
 
+	// Room, when set, is asked before a file is fetched whether there is room
+	// for this many bytes. They are those of all files that are being fetched.
+	Room func(bytes int64) error
+
 	// Inspect, when set, is asked about a file that is otherwise good, before
 	// it is handed out.
 	Inspect func(ctx context.Context, path, format string) error
@@ -57,9 +61,10 @@ type File struct {
 type Cache struct {
 	cfg Config
 
-	mu      sync.Mutex
-	flights map[string]*flight
-	held    map[string]int // users of a file between Get and release
+	mu       sync.Mutex
+	flights  map[string]*flight
+	held     map[string]int // users of a file between Get and release
+	incoming int64          // bytes of the files that are being fetched
 }
 
 // flight is a file being fetched.
@@ -210,6 +215,13 @@ func (c *Cache) join(ctx context.Context, image vpc.Image) error {
 }
 
 func (c *Cache) fetch(ctx context.Context, image vpc.Image) (err error) {
+	enough, all := c.expect(image.Bytes)
+	defer enough()
+	if c.cfg.Room != nil {
+		if err := c.cfg.Room(all); err != nil {
+			return err
+		}
+	}
 	// Not by the checksum alone: a fetch that was given up may still write.
 	f, err := os.CreateTemp(c.cfg.Dir, image.SHA256+".*"+partial)
 	if err != nil {
@@ -252,6 +264,19 @@ func (c *Cache) fetch(ctx context.Context, image vpc.Image) (err error) {
 		return err
 	}
 	return syncDir(c.cfg.Dir)
+}
+
+// expect notes that a file of this size comes, until the returned function is
+// called, and returns the size of all that do.
+func (c *Cache) expect(bytes int64) (enough func(), all int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.incoming += bytes
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.incoming -= bytes
+	}, c.incoming
 }
 
 // protect makes the file read-only.
@@ -303,8 +328,9 @@ func (v *verifier) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Prune removes the files whose checksums keep does not want and nobody holds,
-// and returns their checksums.
+// Prune removes the files that nobody holds and whose checksums keep does not
+// want, and returns their checksums. Nobody gets hold of a file while keep is
+// asked about it; keep must not call the cache.
 func (c *Cache) Prune(keep func(sha256 string) bool) ([]string, error) {
 	entries, err := os.ReadDir(c.cfg.Dir)
 	if err != nil {
@@ -313,10 +339,10 @@ func (c *Cache) Prune(keep func(sha256 string) bool) ([]string, error) {
 	var gone []string
 	for _, e := range entries {
 		sum := e.Name()
-		if strings.HasSuffix(sum, partial) || !digest.MatchString(sum) || keep(sum) {
+		if strings.HasSuffix(sum, partial) || !digest.MatchString(sum) {
 			continue
 		}
-		removed, err := c.drop(sum)
+		removed, err := c.drop(sum, keep)
 		if err != nil {
 			return gone, fmt.Errorf("removing the unused image %s: %w", sum, err)
 		}
@@ -328,10 +354,12 @@ func (c *Cache) Prune(keep func(sha256 string) bool) ([]string, error) {
 	return gone, nil
 }
 
-func (c *Cache) drop(sum string) (bool, error) {
+func (c *Cache) drop(sum string, keep func(string) bool) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held[sum] > 0 {
+	// In this order: who has let go of it has written down before that he
+	// needs it.
+	if c.held[sum] > 0 || keep(sum) {
 		return false, nil
 	}
 	err := os.Remove(c.Path(sum))

@@ -239,6 +239,40 @@ func TestAnImageThatInspectionRefusesIsNotKept(t *testing.T) {
 	}
 }
 
+func TestNothingIsFetchedWithoutRoomForAllThatIsOnItsWay(t *testing.T) {
+	gate := make(chan struct{})
+	first := &source{content: make([]byte, 600), gate: gate, started: make(chan struct{})}
+	c := newCache(t, first)
+	full := errors.New("no room")
+	c.cfg.Room = func(bytes int64) error {
+		if bytes > 1000 {
+			return full
+		}
+		return nil
+	}
+	var fetching sync.WaitGroup
+	fetching.Go(func() {
+		if _, release, err := c.Get(t.Context(), image(first.content)); err != nil {
+			t.Error(err)
+		} else {
+			release()
+		}
+	})
+	<-first.started
+	second := image(make([]byte, 500))
+	if _, _, err := c.Get(t.Context(), second); !errors.Is(err, full) || first.fetches.Load() != 1 {
+		t.Errorf("got %v after %d fetches", err, first.fetches.Load())
+	}
+	close(gate)
+	fetching.Wait()
+	first.content = make([]byte, 500)
+	if _, release, err := c.Get(t.Context(), second); err != nil {
+		t.Errorf("when the first is here: %v", err)
+	} else {
+		release()
+	}
+}
+
 func TestOnlyUnusedImagesArePruned(t *testing.T) {
 	s := &source{content: []byte("x")}
 	c := newCache(t, s)

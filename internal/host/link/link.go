@@ -63,6 +63,7 @@ type Capacity struct {
 	Drivers   []string `json:"drivers"`
 	VCPUs     int      `json:"vcpus"`
 	MemoryMiB int      `json:"memory_mib"`
+	DiskMiB   int      `json:"disk_mib,omitempty"` // for the disks of machines; 0 means that it is not counted
 	Version   string   `json:"version"`
 
 	// Address is where other hosts reach this one, so that VPCs span hosts. It is

@@ -59,8 +59,10 @@ type machine struct {
 	up bool // guarded by Driver.mu
 }
 
-// defaultGrace is how long a guest may take to shut down.
-const defaultGrace = 30 * time.Second
+const (
+	defaultGrace   = 30 * time.Second // for a guest to shut down
+	defaultMaxDisk = 250 << 30        // bytes
+)
 
 // New returns the driver. It fails where QEMU is not installed, and where
 // another driver of the same directory lives.
@@ -68,6 +70,7 @@ func New(cfg Config) (*Driver, error) {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	cfg.Accel = cmp.Or(cfg.Accel, AccelAuto)
 	cfg.Grace = cmp.Or(cfg.Grace, defaultGrace)
+	cfg.MaxDiskBytes = cmp.Or(cfg.MaxDiskBytes, defaultMaxDisk)
 	if cfg.Network == nil || cfg.Images == nil {
 		return nil, errors.New("the qemu driver needs a network and a source of images")
 	}
@@ -128,12 +131,16 @@ func (d *Driver) open() (err error) {
 	}
 	d.images, err = imagecache.New(imagecache.Config{
 		Dir: filepath.Join(d.cfg.Dir, "images"), Source: d.cfg.Images,
-		Group: d.user.group(), Inspect: d.inspect, Log: d.log,
+		Group: d.user.group(), Room: d.room, Inspect: d.inspect, Log: d.log,
 	})
 	if err != nil {
 		return err
 	}
-	return d.sweep()
+	if err := d.sweep(); err != nil {
+		return err
+	}
+	d.prune()
+	return nil
 }
 
 // lock keeps a second driver out of the directory. It ends with the process,
@@ -262,20 +269,21 @@ func (d *Driver) start(ctx context.Context, x *machine, m host.Machine, h host.H
 			return err
 		}
 	}
+	if r, err = d.findDisk(x.dir, r, m); err != nil {
+		return err
+	}
 	if r != nil {
 		// Its disk is made already, or will be as it was meant to be, whatever
 		// became of the image.
 		return d.boot(ctx, x, r, r.Base.image(), m, h)
 	}
-	// Whatever is here was never more than half made.
-	if err := os.RemoveAll(x.dir); err != nil {
-		return fmt.Errorf("removing what is left of it: %w", err)
-	}
-	if err := os.Mkdir(x.dir, 0o700); err != nil {
+	err = os.Mkdir(x.dir, 0o700)
+	made := err == nil
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("making its directory: %w", err)
 	}
 	err = d.boot(ctx, x, &record{Base: baseOf(m.Image)}, m.Image, m, h)
-	if err != nil {
+	if err != nil && made {
 		// A machine that never ran leaves nothing.
 		_, proc, left := d.examine(x.dir)
 		switch {
@@ -303,7 +311,8 @@ func (d *Driver) undo(dir string) error {
 }
 
 // examine reads what is known of a machine and takes hold of its process, if
-// that lives. A QEMU that was started and never written down is ended.
+// that lives. A QEMU that was started and never written down, or whose record
+// is lost, is ended.
 func (d *Driver) examine(dir string) (*record, *process, error) {
 	r, err := load(dir)
 	if err != nil {
@@ -315,7 +324,12 @@ func (d *Driver) examine(dir string) (*record, *process, error) {
 			return r, proc, err
 		}
 	}
-	if r != nil && r.Launching {
+	unknown := r != nil && r.Launching
+	if r == nil {
+		_, err := os.Lstat(dir)
+		unknown = err == nil
+	}
+	if unknown {
 		if err := d.endStrays(dir); err != nil {
 			return nil, nil, err
 		}
@@ -326,7 +340,7 @@ func (d *Driver) examine(dir string) (*record, *process, error) {
 func (d *Driver) endStrays(dir string) error {
 	found, err := strays(dir)
 	for _, p := range found {
-		d.log.Warn("ending a QEMU that an earlier agent started and did not take note of", "pid", p.pid)
+		d.log.Warn("ending a QEMU that is in no record", "pid", p.pid)
 		err = errors.Join(err, await(p))
 		p.release()
 	}
@@ -369,16 +383,31 @@ func (d *Driver) takeUp(ctx context.Context, x *machine, proc *process, m host.M
 
 // boot starts a machine that does not run.
 func (d *Driver) boot(ctx context.Context, x *machine, r *record, image vpc.Image, m host.Machine, h host.Handlers) (err error) {
+	path := filepath.Join(x.dir, diskFile)
+	_, err = os.Lstat(path)
+	missing := errors.Is(err, os.ErrNotExist)
+	if missing {
+		// Before it is fetched, as far as that is known then.
+		if err := d.allow(image.Disk); err != nil {
+			return err
+		}
+	}
 	file, release, err := d.images.Get(ctx, image)
 	if err != nil {
 		return err
 	}
 	defer release()
+	size := max(file.Virtual, d.cfg.DiskBytes)
+	if missing {
+		if err := errors.Join(d.allow(size), d.room(0)); err != nil {
+			return err
+		}
+	}
 	// From here on the image is in use, and stays so when this process dies.
 	if err := r.save(x.dir); err != nil {
 		return err
 	}
-	if err := d.makeDisk(ctx, x.dir, file.Path, file.Format, max(file.Virtual, d.cfg.DiskBytes)); err != nil {
+	if err := d.makeDisk(ctx, x.dir, file.Path, file.Format, size); err != nil {
 		return err
 	}
 	if err := d.makeSeed(x.dir, m); err != nil {
@@ -604,6 +633,7 @@ func (d *Driver) Delete(ctx context.Context, id string) error {
 	if err := d.undo(dir); err != nil {
 		return fmt.Errorf("deleting machine %s: %w", id, err)
 	}
+	d.prune()
 	return nil
 }
 
@@ -624,25 +654,43 @@ func (d *Driver) Access(id string) (host.Access, bool) {
 	}, true
 }
 
-// PruneImages removes the image files that no machine here has its disk on and
-// that wanted does not name.
-func (d *Driver) PruneImages(_ context.Context, wanted func(sha256 string) bool) error {
+// prune removes the image files that no machine here has its disk on. Not
+// doing so harms nobody but the host's disk.
+func (d *Driver) prune() {
+	var unsure error
+	_, err := d.images.Prune(func(sum string) bool {
+		used, err := d.uses(sum)
+		unsure = cmp.Or(unsure, err)
+		return used || err != nil
+	})
+	if err := cmp.Or(err, unsure); err != nil {
+		d.log.Warn("images that nobody may need are kept", "error", err)
+	}
+}
+
+// uses tells whether a machine here has its disk on an image.
+func (d *Driver) uses(sum string) (bool, error) {
 	ids, err := d.directories()
 	if err != nil {
-		return err
+		return false, err
 	}
-	used := map[string]bool{}
 	for _, id := range ids {
-		r, err := load(filepath.Join(d.dir, id))
+		dir := filepath.Join(d.dir, id)
+		r, err := load(dir)
 		if err != nil {
-			return fmt.Errorf("looking for images in use: machine %s: %w", id, err)
+			return false, fmt.Errorf("looking for images in use: machine %s: %w", id, err)
+		}
+		if r != nil && r.Base.SHA256 == sum {
+			return true, nil
 		}
 		if r != nil {
-			used[r.Base.SHA256] = true
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(dir, diskFile)); !errors.Is(err, os.ErrNotExist) {
+			return false, fmt.Errorf("looking for images in use: machine %s has a disk and no record", id)
 		}
 	}
-	_, err = d.images.Prune(func(sum string) bool { return used[sum] || wanted(sum) })
-	return err
+	return false, nil
 }
 
 // Close lets go of all machines. See host.Driver.

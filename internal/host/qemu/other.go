@@ -3,7 +3,6 @@
 package qemu
 
 import (
-	"context"
 	"fmt"
 	"runtime"
 
@@ -18,6 +17,3 @@ type Driver struct{ host.Driver }
 func New(Config) (*Driver, error) {
 	return nil, fmt.Errorf("the qemu driver runs on Linux only, not on %s: use the local driver", runtime.GOOS)
 }
-
-// PruneImages does nothing outside Linux.
-func (d *Driver) PruneImages(context.Context, func(sha256 string) bool) error { return nil }

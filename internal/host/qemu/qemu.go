@@ -6,7 +6,8 @@
 //	<Dir>/lock                       held by the driver: one a directory
 //	<Dir>/images/<sha256>            verified image files, read-only
 //	<Dir>/machines/<id>/machine.json what is known of the machine
-//	                    disk.qcow2   its disk, over the image
+//	                    disk.qcow2   its disk, over the image; made once and never
+//	                                 replaced when it is missing
 //	                    seed.iso     what cloud-init reads, made at each start
 //	                    qmp.sock     QEMU's monitor
 //	                    console.log  what it wrote to its serial console
@@ -31,6 +32,13 @@
 // time, boot and program, and holds it by a pidfd, so a process that got the
 // same id is never taken for it and never killed. (Under systemd the agent's
 // unit needs KillMode=process.)
+//
+// # The host's disk
+//
+// A disk takes what its guest has written, up to the size that the guest sees;
+// that size is bounded, and the scheduler adds it up. Nothing is fetched and no
+// disk is made when less than a reserve would be free after it. Images that no
+// machine here uses are removed.
 //
 // # What this does not do
 //
@@ -115,6 +123,11 @@ type Config struct {
 	// DiskBytes is the least size of a machine's disk. A larger image has its
 	// own size.
 	DiskBytes int64
+
+	// MaxDiskBytes is the largest disk that a machine gets; 0 is 250 GiB. A
+	// machine with a larger image does not start. Disks that exist are not
+	// affected.
+	MaxDiskBytes int64
 
 	QEMU    string // program; "" is qemu-system-x86_64 of the PATH
 	QEMUImg string // program; "" is qemu-img of the PATH

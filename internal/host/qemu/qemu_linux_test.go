@@ -302,7 +302,7 @@ func marks(t *testing.T, dir string) []string {
 
 func (r *rig) machine(id string, image vpc.Image) host.Machine {
 	return host.Machine{
-		ID: id, Name: "web", VPC: "r006-vpc", VCPUs: 1, MemoryMiB: 64, Image: image,
+		ID: id, Name: "web", VPC: "r006-vpc", VCPUs: 1, MemoryMiB: 64, Image: image, Fresh: true,
 		Metadata: vpc.MetadataService{Enabled: true, Protocol: "http", ResponseHopLimit: 1},
 		Interfaces: []host.Interface{{
 			ID: "nic", MAC: "02:00:07:00:00:01",
@@ -318,6 +318,7 @@ func (r *rig) run(id string, letter byte) host.Machine {
 	if err := r.Start(r.t.Context(), m, host.Handlers{}); err != nil {
 		r.t.Fatal(err)
 	}
+	m.Fresh = false
 	return m
 }
 
@@ -812,6 +813,86 @@ func TestHalfMadeMachinesAreRepaired(t *testing.T) {
 	}
 }
 
+func TestALostDiskIsNotReplaced(t *testing.T) {
+	for name, lose := range map[string]func(dir string) error{
+		"the disk": func(dir string) error { return os.Remove(filepath.Join(dir, diskFile)) },
+		"all":      os.RemoveAll,
+		"disk and record": func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, diskFile)), os.Remove(filepath.Join(dir, recordFile)))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			m := r.run("0737_a", waits)
+			r.says(m.ID, "BOOT 1\n")
+			if err := r.Stop(t.Context(), m.ID, false); err != nil {
+				t.Fatal(err)
+			}
+			dir := filepath.Join(r.dir, m.ID)
+			if err := lose(dir); err != nil {
+				t.Fatal(err)
+			}
+			err := r.Start(t.Context(), m, host.Handlers{})
+			if got := host.ReasonOf(err); got != "The instance's disk is not on this host." {
+				t.Errorf("got %v", err)
+			}
+			if _, err := os.Lstat(filepath.Join(dir, diskFile)); !errors.Is(err, os.ErrNotExist) {
+				t.Error("there is a disk")
+			}
+		})
+	}
+}
+
+func TestADiskWhoseRecordIsLostIsBootedAgain(t *testing.T) {
+	r := newRig(t)
+	m := r.run("0737_a", waits)
+	r.says(m.ID, "BOOT 1\n")
+	r.reopen() // and its QEMU runs
+	if err := os.Remove(filepath.Join(r.dir, m.ID, recordFile)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(t.Context(), m, host.Handlers{}); err != nil {
+		t.Fatal(err)
+	}
+	r.says(m.ID, "BOOT 2\n")
+	if found := marks(t, r.dir); len(found) != 1 {
+		t.Errorf("processes of %v", found)
+	}
+}
+
+func TestADiskThatNobodyKnowsIsKept(t *testing.T) {
+	r := newRig(t)
+	m := r.machine("0737_a", r.library.add(guestImage(t, waits), "raw"))
+	dir := filepath.Join(r.dir, m.ID)
+	path := filepath.Join(dir, diskFile)
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte("precious"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	holds := func(pattern string) bool {
+		found, _ := filepath.Glob(pattern)
+		for _, f := range found {
+			if b, _ := os.ReadFile(f); string(b) == "precious" {
+				return true
+			}
+		}
+		return false
+	}
+	m.Fresh = false
+	if err := r.Start(t.Context(), m, host.Handlers{}); host.ReasonOf(err) != "The instance's disk on this host cannot be used." || !holds(path) {
+		t.Errorf("of one that ran: %v", err)
+	}
+	m.Fresh = true
+	spoilt := m
+	spoilt.Image.SHA256 = strings.Repeat("0", 64)
+	if err := r.Start(t.Context(), spoilt, host.Handlers{}); err == nil || !holds(path+"*") {
+		t.Errorf("of one that does not start: %v", err)
+	}
+	if err := r.Start(t.Context(), m, host.Handlers{}); err != nil || !holds(path+"*") {
+		t.Errorf("of one that never ran: %v", err)
+	}
+	r.says(m.ID, "BOOT 1\n")
+}
+
 func TestAQEMUThatNobodyTookNoteOfIsEndedBeforeTheNext(t *testing.T) {
 	r := newRig(t)
 	m := r.run("0737_a", waits)
@@ -968,27 +1049,139 @@ func TestARawImageThatLooksLikeQCOW2IsNotRead(t *testing.T) {
 	}
 }
 
-func TestOnlyImagesWithoutMachinesArePruned(t *testing.T) {
+func TestImagesThatNoMachineUsesAreRemoved(t *testing.T) {
 	r := newRig(t)
 	m := r.run("0737_a", waits)
-	none := func(string) bool { return false }
 	path := r.images.Path(m.Image.SHA256)
-	for _, step := range []func() error{
-		func() error { return nil },
-		func() error { return r.Stop(t.Context(), m.ID, true) },
+	other := r.machine("0737_b", r.library.add(guestImage(t, leaves), "raw"))
+	for name, step := range map[string]func() error{
+		"another goes": func() error {
+			if err := r.Start(t.Context(), other, host.Handlers{}); err != nil {
+				return err
+			}
+			r.awaitEnded(other.ID)
+			return r.Delete(t.Context(), other.ID)
+		},
+		"it is stopped, and the agent restarted": func() error {
+			if err := r.Stop(t.Context(), m.ID, true); err != nil {
+				return err
+			}
+			r.reopen()
+			return nil
+		},
 	} {
-		if err := errors.Join(step(), r.PruneImages(t.Context(), none)); err != nil {
+		if err := step(); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(path); err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s: %v", name, err)
 		}
 	}
-	if err := errors.Join(r.Delete(t.Context(), m.ID), r.PruneImages(t.Context(), none)); err != nil {
+	if _, err := os.Stat(r.images.Path(other.Image.SHA256)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the other's image is there still: %v", err)
+	}
+	if err := r.Delete(t.Context(), m.ID); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the image is there still: %v", err)
+	}
+}
+
+func TestImagesThatAreLeftAreRemovedAtTheStart(t *testing.T) {
+	r := newRig(t)
+	left := r.images.Path(strings.Repeat("0", 64))
+	if err := os.WriteFile(left, nil, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen()
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is there still: %v", err)
+	}
+}
+
+func TestTheImageOfADiskWithoutARecordIsKept(t *testing.T) {
+	r := newRig(t)
+	m := r.run("0737_a", waits)
+	r.reopen()
+	if err := os.Remove(filepath.Join(r.dir, m.ID, recordFile)); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen()
+	if _, err := os.Stat(r.images.Path(m.Image.SHA256)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestADiskThatIsTooLargeIsRefused(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.MaxDiskBytes = 1<<20 - 1 })
+	m := r.machine("0737_a", r.library.add(guestImage(t, waits), "raw"))
+	if err := r.Start(t.Context(), m, host.Handlers{}); !strings.Contains(host.ReasonOf(err), "larger") {
+		t.Errorf("got %v", err)
+	}
+	// What is known before is not fetched.
+	m.Image.Disk = 1 << 20
+	r.library.images = nil
+	if err := r.Start(t.Context(), m, host.Handlers{}); !strings.Contains(host.ReasonOf(err), "larger") {
+		t.Errorf("got %v", err)
+	}
+	if ids, _ := r.Found(t.Context()); len(ids) > 0 {
+		t.Errorf("left: %v", ids)
+	}
+}
+
+func TestADiskThatExistsMayBeLargerThanIsAllowedNow(t *testing.T) {
+	r := newRig(t)
+	m := r.run("0737_a", leaves)
+	r.awaitEnded(m.ID)
+	r.cfg.MaxDiskBytes = 1
+	if err := r.Start(t.Context(), m, host.Handlers{}); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitEnded(m.ID)
+}
+
+func TestAHostWithoutRoomFetchesNothingAndMakesNoDisk(t *testing.T) {
+	r := newRig(t)
+	dir := t.TempDir()
+	mount := func(size string, flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", flags, "size="+size); err != nil {
+			t.Skipf("mounting a tmpfs: %v", err)
+		}
+	}
+	mount("64m", 0)
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.Driver = nil
+	d, err := New(config(dir, r.wires, r.library))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	const reason = "The host has no room for the instance's disk."
+	m := r.machine("0737_a", r.library.add(guestImage(t, waits), "raw"))
+	if err := d.Start(t.Context(), m, host.Handlers{}); host.ReasonOf(err) != reason {
+		t.Errorf("got %v", err)
+	}
+	path := d.images.Path(m.Image.SHA256)
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the image was fetched: %v", err)
+	}
+	if err := os.WriteFile(path, guestImage(t, waits), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Start(t.Context(), m, host.Handlers{}); host.ReasonOf(err) != reason {
+		t.Errorf("with the image here: %v", err)
+	}
+	mount("4g", unix.MS_REMOUNT)
+	if err := d.Start(t.Context(), m, host.Handlers{}); err != nil {
+		t.Error(err)
+	}
+	if err := d.Delete(t.Context(), m.ID); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -1106,11 +1299,14 @@ func TestMain(m *testing.M) {
 
 func child(dir string) {
 	var m host.Machine
-	if err := json.NewDecoder(os.Stdin).Decode(&m); err != nil {
+	var content []byte
+	in := json.NewDecoder(os.Stdin)
+	if err := errors.Join(in.Decode(&m), in.Decode(&content)); err != nil {
 		panic(err)
 	}
-	// The image is in the cache already.
-	d, err := New(config(dir, &wires{}, &library{}))
+	images := &library{images: map[string][]byte{}}
+	images.add(content, m.Image.Format)
+	d, err := New(config(dir, &wires{}, images))
 	if err != nil {
 		panic(err)
 	}
@@ -1129,16 +1325,14 @@ func TestAMachineOutlivesAnAgentThatIsKilled(t *testing.T) {
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "images", m.Image.SHA256), content, 0o400); err != nil {
-		t.Fatal(err)
-	}
-	spec, err := json.Marshal(m)
-	if err != nil {
+	var spec bytes.Buffer
+	in := json.NewEncoder(&spec)
+	if err := errors.Join(in.Encode(m), in.Encode(content)); err != nil {
 		t.Fatal(err)
 	}
 	agent := exec.Command(os.Args[0])
 	agent.Env = append(os.Environ(), envChild+"="+dir)
-	agent.Stdin = bytes.NewReader(spec)
+	agent.Stdin = &spec
 	agent.Stderr = os.Stderr
 	out, err := agent.StdoutPipe()
 	if err != nil {

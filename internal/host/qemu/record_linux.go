@@ -21,6 +21,7 @@ const (
 	consoleFile = "console.log"
 
 	unfinished = ".new"  // ends the name of a file that is being made
+	aside      = ".kept" // ends the name of a disk that was here before the machine
 	deleted    = ".gone" // ends the name of a machine's directory that is being removed
 )
 

@@ -275,6 +275,7 @@ func TestATokenOfOneInstanceIsNothingToAnother(t *testing.T) {
 		"of an instance without an id": s.mint(func(c *attest.IdentityClaims) { c.IaaS.InstanceID = "" }),
 	} {
 		t.Run(name, func(t *testing.T) {
+			s.wire(s.Config.Journal) // which has counted no refusals yet
 			for action, a := range map[string]*answer{
 				"is.metadata.computeresource-token.request": s.iam(raw, ""),
 				"is.metadata.instance.read":                 s.ask(ask{path: "/metadata/v1/instance?" + version, bearer: raw}),

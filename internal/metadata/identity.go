@@ -150,6 +150,9 @@ func (s *Service) iamToken(r *request) (any, error) {
 		r.fail(checkProfile, "one profile, or a default one", fault.Of(err).Message, "name one trusted profile in the body, or give the instance a default one when it is made")
 		return nil, err
 	}
+	if wait := s.limits.left(r.instance.ID, refusedBudget, s.cfg.Now()); wait > 0 {
+		return nil, refusedTooOften(wait)
+	}
 	// IAM fills in the event that goes with the request; it stays as it is here
 	// for the case that IAM cannot.
 	with := *r.event

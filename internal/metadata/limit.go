@@ -22,6 +22,14 @@ type Limits struct {
 	IdentityTokens Limit // a signature and a durable record each; 50/s, 200 at once
 	IAMTokens      Limit // IAM tokens and certificates: the server's work too; 20/s, 100 at once
 	Reads          Limit // everything else; 200/s, 1000 at once
+
+	// Refused bounds the requests for tokens and certificates that fail, for
+	// whatever reason. Each of them has a durable record like those that do not,
+	// but anybody in the guest can make one: 5/s, 50 at once. One more is
+	// answered with 429 and has none. It counts against no request that
+	// succeeds, but for IAM tokens: those are not asked for while it is used up,
+	// because the server records whatever it refuses.
+	Refused Limit
 }
 
 // budget is an index of Limits.
@@ -31,6 +39,7 @@ const (
 	identityBudget budget = iota
 	iamBudget
 	readBudget
+	refusedBudget
 	budgets
 )
 
@@ -52,7 +61,7 @@ const minSweep = 1024
 func newLimiter(l Limits) *limiter {
 	x := &limiter{instances: map[string]*[budgets]time.Time{}, sweep: minSweep}
 	for b, pair := range [budgets][2]Limit{
-		{l.IdentityTokens, {50, 200}}, {l.IAMTokens, {20, 100}}, {l.Reads, {200, 1000}},
+		{l.IdentityTokens, {50, 200}}, {l.IAMTokens, {20, 100}}, {l.Reads, {200, 1000}}, {l.Refused, {5, 50}},
 	} {
 		set, preset := pair[0], pair[1]
 		x.every[b] = time.Duration(float64(time.Second) / cmp.Or(set.PerSecond, preset.PerSecond))
@@ -63,6 +72,15 @@ func newLimiter(l Limits) *limiter {
 
 // take uses up one request of a budget, or returns how long to wait for it.
 func (l *limiter) take(instance string, b budget, now time.Time) time.Duration {
+	return l.ask(instance, b, now, true)
+}
+
+// left returns how long to wait until take would not, and uses up nothing.
+func (l *limiter) left(instance string, b budget, now time.Time) time.Duration {
+	return l.ask(instance, b, now, false)
+}
+
+func (l *limiter) ask(instance string, b budget, now time.Time, use bool) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	whole := l.instances[instance]
@@ -79,12 +97,14 @@ func (l *limiter) take(instance string, b budget, now time.Time) time.Duration {
 		at = latest // the clock was set back
 	}
 	next := at.Add(l.every[b])
-	if wait := next.Sub(now) - l.burst[b]; wait > 0 {
+	wait := next.Sub(now) - l.burst[b]
+	switch {
+	case wait > 0:
 		whole[b] = at
-		return wait
+	case use:
+		whole[b] = next
 	}
-	whole[b] = next
-	return 0
+	return max(0, wait)
 }
 
 // forget drops the instances whose budgets are whole, so that those that exist

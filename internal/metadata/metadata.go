@@ -262,17 +262,15 @@ func (s *Service) handle(rt *route) http.HandlerFunc {
 }
 
 // serve answers a request and sees to its record: what gives out a credential
-// is recorded whatever comes of it, a read when it was refused to the caller;
-// other reads are counted.
+// is recorded whatever comes of it, within the limit on refusals; reads and
+// refused reads are counted.
 func (s *Service) serve(rt *route, id string, r *http.Request) (any, error) {
 	p, ok := s.cfg.Instances.Placement(id)
 	if !ok {
 		return nil, notEnabled()
 	}
 	if wait := s.limits.take(id, rt.budget, s.cfg.Now()); wait > 0 {
-		f := fault.New(fault.Limited, "rate_limit_exceeded", "The instance asks too often. Try again later.")
-		f.RetryAfter = wait
-		return nil, f
+		return nil, limited(wait, "The instance asks too often. Try again later.")
 	}
 	req := &request{Request: r, placement: p, instance: &p.Instance}
 	req.event = s.event(req, rt)
@@ -293,7 +291,16 @@ func (s *Service) serve(rt *route, id string, r *http.Request) (any, error) {
 	}
 	f := fault.Of(err)
 	denied := f.Kind == fault.Unauthenticated || f.Kind == fault.Denied
-	if req.recorded || !rt.issues && !denied {
+	if f.Kind == fault.Limited || !rt.issues && !denied {
+		return nil, f
+	}
+	if rt.issues {
+		// What IAM has recorded already counts, too; its answer stands.
+		if wait := s.limits.take(id, refusedBudget, s.cfg.Now()); wait > 0 && !req.recorded {
+			return nil, refusedTooOften(wait)
+		}
+	}
+	if req.recorded {
 		return nil, f
 	}
 	for _, check := range append([]string{checkDirect, checkService, checkInstance, checkVersion}, rt.checks...) {
@@ -303,10 +310,25 @@ func (s *Service) serve(rt *route, id string, r *http.Request) (any, error) {
 	}
 	req.event.SetReason(grant.StatusOf(f.Kind), f.Message)
 	req.event.Message += " -failure"
-	if err := s.record(r.Context(), req.event); err != nil {
+	record := s.record
+	if !rt.issues {
+		record = func(ctx context.Context, e *activity.Event) error { return s.reads.refuse(ctx, id, e) }
+	}
+	if err := record(r.Context(), req.event); err != nil {
 		return nil, err
 	}
 	return nil, f
+}
+
+// limited is the answer to a request over a limit, which has no event.
+func limited(wait time.Duration, message string) error {
+	f := fault.New(fault.Limited, "rate_limit_exceeded", "%s", message)
+	f.RetryAfter = wait
+	return f
+}
+
+func refusedTooOften(wait time.Duration) error {
+	return limited(wait, "Too many requests of the instance for tokens and certificates were refused. See what is wrong with them, and try again later.")
 }
 
 // walk makes the checks that all routes share and then the route's own.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/grant"
@@ -196,6 +198,9 @@ func TestTheUsualLimitsAreAboveWhatProgramsDo(t *testing.T) {
 	s := start(t)
 	s.limits = metadata.Limits{}
 	s.wire(s.Config.Journal)
+	for range 30 { // somebody who tries until it works
+		s.ask(ask{method: put, path: newBase + "/token?" + version}).want(400)
+	}
 	for n := range 100 {
 		if a := s.ask(ask{method: put, path: newBase + "/token?" + version, header: flavor}); a.status != 200 {
 			t.Fatalf("request %d: status %d", n, a.status)
@@ -233,7 +238,7 @@ func (s *stack) ran(service *metadata.Service) {
 	service.Run(ctx)
 }
 
-func TestReadsAreCountedAndRefusedReadsAreWrittenDownEach(t *testing.T) {
+func TestReadsAreCountedAndTheFirstHasAnEvent(t *testing.T) {
 	s := start(t)
 	bearer := s.identityToken()
 	j := &notes{}
@@ -246,24 +251,12 @@ func TestReadsAreCountedAndRefusedReadsAreWrittenDownEach(t *testing.T) {
 	}
 	read("/keys")
 	j.refuse = false
-	for range 3 {
-		s.ask(ask{path: "/metadata/v1/instance?" + version, bearer: "x"}).want(401)
-	}
-	if got := j.of(reads); len(got) != 3 {
-		t.Errorf("%d events of refused reads, want 3 before any other is written", len(got))
-	}
 	s.clock.advance(2 * time.Minute)
 	read("/instance")
 	s.ran(s.service)
 
 	total, events := 0, 0
 	for _, e := range j.of(reads) {
-		if e.Outcome != activity.Success {
-			if e.Reason.Code != 401 {
-				t.Errorf("event %+v", e)
-			}
-			continue
-		}
 		events++
 		total++
 		if e.ResponseData != nil {
@@ -289,6 +282,122 @@ func TestReadsAreCountedAndRefusedReadsAreWrittenDownEach(t *testing.T) {
 	if got := j.of(list); len(got) != 1 || got[0].ResponseData != nil {
 		t.Errorf("events of keys: %+v", got)
 	}
+}
+
+func TestRefusedReadsAreCountedByWhatFailed(t *testing.T) {
+	s := start(t)
+	bearer := s.identityToken()
+	j := &notes{}
+	s.wire(j)
+	const reads = "is.metadata.instance.read"
+	refused := func(a ask) *answer {
+		a.path = "/metadata/v1/instance?" + version
+		return s.ask(a)
+	}
+	var first string
+	for n := range 300 {
+		a := refused(ask{bearer: "x"})
+		a.want(401)
+		if n == 0 {
+			first = a.header.Get("Transaction-Id")
+		}
+		// What else a guest puts into the request makes no new record.
+		refused(ask{bearer: bearer, header: http.Header{"X-Forwarded-For": {fmt.Sprint(n)}}}).want(403)
+	}
+	got := j.of(reads)
+	if len(got) != 2 {
+		t.Fatalf("%d events of 600 refused reads, want 2 before any other is written", len(got))
+	}
+	check(t, *got[0], attest.CheckForm)
+	check(t, *got[1], "direct-request")
+	if got[0].CorrelationID != first || got[0].Reason.Code != 401 || got[1].Reason.Code != 403 {
+		t.Errorf("events %+v, %+v", got[0], got[1])
+	}
+	refused(ask{}).want(401)
+	s.ask(ask{path: "/metadata/v1/keys?" + version}).want(401)
+	s.clock.advance(2 * time.Minute)
+	refused(ask{bearer: "x"}).want(401)
+	s.ran(s.service)
+	counted := map[string]bool{}
+	for _, e := range j.of(reads) {
+		if e.ResponseData == nil {
+			continue
+		}
+		var data struct {
+			Reads int
+			After string
+		}
+		if err := json.Unmarshal(e.ResponseData, &data); err != nil {
+			t.Fatal(err)
+		}
+		if data.Reads != 299 || e.Outcome != activity.Failure || !strings.Contains(e.Message, "-failure (299 more times)") || len(e.Trace) == 0 {
+			t.Errorf("event %s with %s", e.Message, e.ResponseData)
+		}
+		counted[data.After] = true
+	}
+	if all := j.of(reads); len(all) != 6 || len(counted) != 2 || !counted[first] {
+		t.Errorf("%d events, want the first ones of 3 refusals, of one in another minute, and 2 of many: %v", len(all), counted)
+	}
+}
+
+func TestARefusedReadIsAnsweredOnceItsRecordIsDurable(t *testing.T) {
+	s := start(t)
+	j := &notes{refuse: true}
+	s.wire(j)
+	read := func() *answer { return s.ask(ask{path: "/metadata/v1/instance?" + version}) }
+	for range 2 {
+		read().want(503)
+	}
+	j.refuse = false
+	read().want(401)
+	if got := j.of("is.metadata.instance.read"); len(got) != 1 {
+		t.Errorf("%d events", len(got))
+	}
+}
+
+func TestRefusedRequestsForCredentialsHaveALimitOfTheirOwn(t *testing.T) {
+	s := start(t)
+	bearer := s.identityToken()
+	unlimited := metadata.Limit{PerSecond: math.Inf(1)}
+	s.limits = metadata.Limits{
+		IdentityTokens: unlimited, IAMTokens: unlimited, Reads: unlimited, Refused: metadata.Limit{PerSecond: 0.1, Burst: 3},
+	}
+	s.wire(s.Config.Journal)
+	token := func(flavor http.Header) *answer {
+		return s.ask(ask{method: put, path: newBase + "/token?" + version, header: flavor})
+	}
+	const created, exchanged = "is.metadata.jwt-token.create", "is.metadata.computeresource-token.request"
+	tokens, exchanges := len(s.events(created)), len(s.events(exchanged))
+	token(nil).want(400)
+	s.iam("x", "").want(401) // the server's refusals count
+	s.certificate("x", s.csr()).want(401)
+	for range 5 {
+		a := token(nil)
+		a.wantError(429, "rate_limit_exceeded", "")
+		if after := a.header.Get("Retry-After"); after != "10" && after != "9" {
+			t.Errorf("Retry-After %q", after)
+		}
+		s.certificate("x", s.csr()).wantError(429, "rate_limit_exceeded", "")
+		s.iam("x", "").wantError(429, "rate_limit_exceeded", "")
+		s.iam(bearer, "").wantError(429, "rate_limit_exceeded", "") // nobody can tell it from another one
+	}
+	if n := len(s.events(created)) - tokens; n != 1 {
+		t.Errorf("%d refused requests for identity tokens were written down, want 1", n)
+	}
+	if n := len(s.events(exchanged)) - exchanges; n != 1 {
+		t.Errorf("%d refused requests for IAM tokens were written down, want 1", n)
+	}
+	// What succeeds is not held back, and uses up nothing.
+	for range 5 {
+		token(flavor).want(200)
+		s.certificate(bearer, s.csr()).want(200)
+	}
+	s.clock.advance(11 * time.Second)
+	for range 5 {
+		s.iam(bearer, "").want(200)
+	}
+	token(nil).want(400)
+	token(nil).want(429)
 }
 
 func TestReadsThatTheJournalDoesNotTakeAreKept(t *testing.T) {

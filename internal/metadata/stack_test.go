@@ -100,7 +100,7 @@ func startAs(t testing.TB, alg jose.SignatureAlgorithm) *stack {
 		t.Fatal(err)
 	}
 	unlimited := metadata.Limit{PerSecond: math.Inf(1)}
-	s.limits = metadata.Limits{IdentityTokens: unlimited, IAMTokens: unlimited, Reads: unlimited}
+	s.limits = metadata.Limits{IdentityTokens: unlimited, IAMTokens: unlimited, Reads: unlimited, Refused: unlimited}
 	s.wire(s.Config.Journal)
 
 	prefix := "r006-"

@@ -61,6 +61,9 @@ func (h *handler) adopt(c *api.Call, tx *directory.Tx, b *adoptBody, x *cluster.
 		return api.Reply{}, t, err
 	}
 	i.AccountID = c.Account()
+	if n := h.Directory.InstancesByAccount.Len(i.AccountID); n >= vpc.MaxInstances {
+		return api.Reply{}, t, fault.New(fault.Invalid, "over_quota", "The account has %d instances already, the most it can have; delete one first.", n)
+	}
 	prefix, err := network(b.CIDR, i.Interfaces[0].Address)
 	if err != nil {
 		return api.Reply{}, t, err

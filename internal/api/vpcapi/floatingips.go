@@ -52,6 +52,9 @@ func (s *service) newFloatingIP(c *api.Call, b *floatingIPBody, groupID string) 
 	if err := s.checkGroup(c, groupID); err != nil {
 		return nil, err
 	}
+	if err := quota(s.d.FloatingIPsByAccount.Len(c.Account()), vpc.MaxFloatingIPs, "The account", "floating IPs"); err != nil {
+		return nil, err
+	}
 	name, err := s.floatingIPs.newName(c, b.Name)
 	if err != nil {
 		return nil, err
@@ -80,7 +83,7 @@ func (s *service) newFloatingIP(c *api.Call, b *floatingIPBody, groupID string) 
 	}
 	f.Address, err = vpc.AllocateAddress(vpc.FloatingBlock, taken)
 	if errors.Is(err, vpc.ErrNoSpace) {
-		return nil, fault.New(fault.Invalid, "over_quota", "All floating addresses are in use.")
+		return nil, fault.New(fault.Invalid, "over_quota", "All floating addresses of the installation are in use; release one first.")
 	}
 	return f, err
 }

@@ -15,9 +15,6 @@ import (
 	"tabard.dev/tabard/internal/vpc"
 )
 
-// maxImages is how many images an account can have.
-const maxImages = 200
-
 // checksumHeader carries the hexadecimal SHA256 of an uploaded file.
 const checksumHeader = "X-Content-SHA256"
 
@@ -209,8 +206,8 @@ func (s *service) newImage(c *api.Call, b *imageBody, groupID string) (*vpc.Imag
 			return nil, fault.New(fault.Conflict, s.images.taken, "An image with the name %q already exists.", name).On("name")
 		}
 	}
-	if len(s.d.ImagesByAccount.Get(c.Account())) >= maxImages {
-		return nil, fault.New(fault.Invalid, "over_quota", "The account has %d images already, the most it can have.", maxImages)
+	if err := quota(s.d.ImagesByAccount.Len(c.Account()), vpc.MaxImages, "The account", "images"); err != nil {
+		return nil, err
 	}
 	return &vpc.Image{
 		ID: s.regionalID(), AccountID: c.Account(), Name: name, ResourceGroupID: groupID,

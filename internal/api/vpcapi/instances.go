@@ -128,9 +128,6 @@ type defaultProfileBody struct {
 	Target   *identityRef `json:"target"`
 }
 
-// maxUserData bounds the user data of an instance, in bytes.
-const maxUserData = 64 << 10
-
 // apply checks the settings of the metadata service and merges them
 // (section 1.8).
 func (b *metadataBody) apply(m *vpc.MetadataService) error {
@@ -187,6 +184,9 @@ func (s *service) newInstance(c *api.Call, b *instanceBody, groupID string) (*vp
 	if err := s.checkGroup(c, groupID); err != nil {
 		return nil, err
 	}
+	if err := quota(s.d.InstancesByAccount.Len(c.Account()), vpc.MaxInstances, "The account", "instances"); err != nil {
+		return nil, err
+	}
 	if err := b.all.refuse(unsupported); err != nil {
 		return nil, err
 	}
@@ -207,8 +207,8 @@ func (s *service) newInstance(c *api.Call, b *instanceBody, groupID string) (*vp
 	if i.Name, err = s.instances.newName(c, b.Name); err != nil {
 		return nil, err
 	}
-	if len(b.UserData) > maxUserData {
-		return nil, badField("user_data", "The property user_data must have at most %d bytes.", maxUserData)
+	if len(b.UserData) > vpc.MaxUserData {
+		return nil, badField("user_data", "The property user_data must have at most %d bytes.", vpc.MaxUserData)
 	}
 	if err := b.Metadata.apply(&i.Metadata); err != nil {
 		return nil, err
@@ -277,6 +277,9 @@ func (s *service) chooseImage(c *api.Call, b *instanceBody, i *vpc.Instance) (*v
 }
 
 func (s *service) chooseKeys(c *api.Call, b *instanceBody, i *vpc.Instance) error {
+	if len(b.Keys) > vpc.MaxInstanceKeys {
+		return fault.New(fault.Invalid, "over_quota", "An instance has at most %d keys; name fewer.", vpc.MaxInstanceKeys).On("keys")
+	}
 	chosen := map[string]bool{}
 	for _, ref := range b.Keys {
 		k, err := s.findKey(c, &ref)
@@ -403,7 +406,7 @@ func (s *service) patch(c *api.Call, b *instancePatch, i, changed *vpc.Instance)
 		return err
 	}
 	if b.Profile != nil {
-		if err := resize(b.Profile, changed); err != nil {
+		if err := s.resize(b.Profile, changed); err != nil {
 			return err
 		}
 	}
@@ -418,7 +421,7 @@ func (s *service) patch(c *api.Call, b *instancePatch, i, changed *vpc.Instance)
 
 // resize gives an instance another hardware profile, which it has when it starts
 // next.
-func resize(ref *identityRef, changed *vpc.Instance) error {
+func (s *service) resize(ref *identityRef, changed *vpc.Instance) error {
 	profile, err := hardwareProfile(ref)
 	switch {
 	case err != nil:
@@ -428,7 +431,25 @@ func resize(ref *identityRef, changed *vpc.Instance) error {
 	case profile.Name != changed.Profile && changed.Status != vpc.Stopped && changed.Status != vpc.Stopping:
 		return invalidState("The instance %s is %s; its profile can only be changed while it is stopped.", changed.ID, changed.Status)
 	}
+	if profile.Name == changed.Profile {
+		return nil
+	}
+	if err := s.fits(changed, profile); err != nil {
+		return err
+	}
 	changed.Profile = profile.Name
+	return nil
+}
+
+// fits refuses what the host of an instance has no room for. An instance without
+// a host gets one that has room.
+func (s *service) fits(i *vpc.Instance, p vpc.InstanceProfile) error {
+	if s.opts.Fits == nil || i.HostID == "" {
+		return nil
+	}
+	if reason := s.opts.Fits(i.HostID, i, p); reason != "" {
+		return invalidState("The host of the instance %s has no room for the profile %s now: %s. Stop or delete other instances on it, or take a smaller profile.", i.ID, p.Name, strings.TrimSuffix(reason, "."))
+	}
 	return nil
 }
 
@@ -469,6 +490,11 @@ func (s *service) act(c *api.Call, tx *directory.Tx, b *actionBody, i *vpc.Insta
 	status, err := i.Act(b.Type, force)
 	if err != nil {
 		return fail(invalidState("The action is refused: %v.", err))
+	}
+	if p, ok := vpc.ProfileNamed(i.Profile); ok && b.Type == "start" {
+		if err := s.fits(i, p); err != nil {
+			return fail(err)
+		}
 	}
 	changed := i.Clone()
 	changed.Status, changed.StatusReason, changed.Force = status, "", force

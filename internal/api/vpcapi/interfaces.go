@@ -239,8 +239,8 @@ func (b *instanceBody) interfaces(groupID string) (bodies []interfaceBody, field
 			fields = append(fields, fmt.Sprintf("network_interfaces[%d]", n))
 		}
 	}
-	if len(bodies) > maxInterfaces {
-		return nil, nil, badField("network_interfaces", "An instance has at most %d network interfaces.", maxInterfaces)
+	if len(bodies) > vpc.MaxInterfaces {
+		return nil, nil, fault.New(fault.Invalid, "over_quota", "An instance has at most %d network interfaces; ask for fewer.", vpc.MaxInterfaces).On("network_interfaces")
 	}
 	return bodies, fields, nil
 }
@@ -257,8 +257,8 @@ func (s *service) groupsFor(c *api.Call, ib *interfaceBody, i *vpc.Instance, fie
 	if len(ib.SecurityGroups) == 0 {
 		return nil, c.Authorize(nounSecurityGroup.action("operate"), target(s, c, &s.groups, s.defaultGroup(v)).Resource)
 	}
-	if len(ib.SecurityGroups) > maxNICGroups {
-		return nil, fault.New(fault.Invalid, "over_quota", "A network interface is in at most %d security groups.", maxNICGroups).On(field)
+	if len(ib.SecurityGroups) > vpc.MaxInterfaceGroups {
+		return nil, fault.New(fault.Invalid, "over_quota", "A network interface is in at most %d security groups; name fewer.", vpc.MaxInterfaceGroups).On(field)
 	}
 	var ids []string
 	for n := range ib.SecurityGroups {

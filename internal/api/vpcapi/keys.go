@@ -91,6 +91,9 @@ func (s *service) newKey(c *api.Call, b *keyBody, groupID string) (*vpc.Key, err
 	if err := s.checkGroup(c, groupID); err != nil {
 		return nil, err
 	}
+	if err := quota(s.d.KeysByAccount.Len(c.Account()), vpc.MaxKeys, "The account", "keys"); err != nil {
+		return nil, err
+	}
 	k, err := parseKey(b.PublicKey)
 	if err != nil {
 		return nil, err

@@ -62,6 +62,9 @@ func (s *service) createVPC(c *api.Call, tx *directory.Tx, b *vpcBody, groupID s
 	if err := s.checkGroup(c, groupID); err != nil {
 		return fail(err)
 	}
+	if err := quota(s.d.VPCsByAccount.Len(c.Account()), vpc.MaxVPCs, "The account", "VPCs"); err != nil {
+		return fail(err)
+	}
 	name, err := s.vpcs.newName(c, b.Name)
 	if err != nil {
 		return fail(err)
@@ -224,6 +227,9 @@ func (s *service) newSubnet(c *api.Call, b *subnetBody, groupID string) (*vpc.Su
 	}
 	if r := b.RoutingTable; r != nil && r.ID != v.RoutingTable.ID && r.CRN != s.routingTableRef(v).CRN && r.Href != s.routingTableRef(v).Href {
 		return nil, api.NotFound("routing table", r.ID).On("routing_table")
+	}
+	if err := quota(s.d.SubnetsByVPC.Len(v.ID), vpc.MaxSubnets, "The VPC "+v.ID, "subnets"); err != nil {
+		return nil, err
 	}
 	zone, cidr, err := s.rangeFor(b, v)
 	if err != nil {

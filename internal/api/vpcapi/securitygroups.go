@@ -13,12 +13,6 @@ import (
 	"tabard.dev/tabard/internal/vpc"
 )
 
-// Bounds on security groups.
-const (
-	maxGroupRules = 250
-	maxNICGroups  = 5 // groups of one interface
-)
-
 // wideProtocols is the version from which the word for ICMP, TCP and UDP is
 // icmp_tcp_udp; before, it is all. The other words, any among them, are the same
 // at every version (the VPC API's guide for the version 2025-12-09).
@@ -159,6 +153,9 @@ func (s *service) newSecurityGroup(c *api.Call, b *groupBody, groupID string) (*
 	if err := c.Authorize(nounVPC.action("operate"), target(s, c, &s.vpcs, v).Resource); err != nil {
 		return nil, err
 	}
+	if err := quota(len(s.groupsOf(v)), vpc.MaxSecurityGroups, "The VPC "+v.ID, "security groups"); err != nil {
+		return nil, err
+	}
 	g := &vpc.SecurityGroup{ID: s.regionalID(), AccountID: c.Account(), VPCID: v.ID, ResourceGroupID: groupID, Name: randomName("group")}
 	if b.Name != nil {
 		g.Name = *b.Name
@@ -261,8 +258,8 @@ type endpointBody struct {
 // addRule adds a rule of which only the id is known yet to a group that is not
 // stored yet or a copy.
 func (s *service) addRule(g *vpc.SecurityGroup, b *ruleBody, r *vpc.SecurityGroupRule) error {
-	if len(g.Rules) >= maxGroupRules {
-		return fault.New(fault.Invalid, "over_quota", "A security group has at most %d rules.", maxGroupRules)
+	if len(g.Rules) >= vpc.MaxRules {
+		return fault.New(fault.Invalid, "over_quota", "A security group has at most %d rules; use ranges, or another group beside it.", vpc.MaxRules)
 	}
 	if b.Direction == nil {
 		return missing("direction")
@@ -567,8 +564,8 @@ func (s *service) addTarget(c *api.Call, tx *directory.Tx, _ *api.None, g *vpc.S
 		return api.Reply{}, api.Target{}, err
 	}
 	if ids := on.nic.GroupIDs(v); !slices.Contains(ids, g.ID) {
-		if len(ids) >= maxNICGroups {
-			return api.Reply{}, api.Target{}, fault.New(fault.Invalid, "over_quota", "A network interface is in at most %d security groups.", maxNICGroups)
+		if len(ids) >= vpc.MaxInterfaceGroups {
+			return api.Reply{}, api.Target{}, fault.New(fault.Invalid, "over_quota", "A network interface is in at most %d security groups; remove it from one first.", vpc.MaxInterfaceGroups)
 		}
 		on.nic.SecurityGroupIDs = append(slices.Clone(ids), g.ID)
 		s.d.Instances.Put(tx, on.instance)

@@ -18,7 +18,6 @@ const (
 	vcpuManufacturer = "intel"
 	portSpeed        = 1000 // Mbps
 	bootVolumeGB     = 10
-	maxInterfaces    = 5 // of an instance
 )
 
 // stamp is a time as the API writes it: UTC, with milliseconds.

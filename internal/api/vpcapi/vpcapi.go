@@ -26,6 +26,12 @@ type Options struct {
 	// waits for one. Nil places nothing.
 	Place func(zone string, p vpc.InstanceProfile, image vpc.Image) (hostID, reason string)
 
+	// Fits returns why a host has no room for an instance that is placed on it
+	// when it has a hardware profile: one that starts, or one that is resized and
+	// has another profile still. An empty reason means that it fits. It is asked
+	// within the transaction that changes the instance. Nil means that all fit.
+	Fits func(hostID string, i *vpc.Instance, p vpc.InstanceProfile) (reason string)
+
 	// Images keeps the files of registered images. Nil means that no image can
 	// be registered.
 	Images *Images
@@ -233,6 +239,15 @@ func code(f *fault.Error) string {
 		return "validation_unique_failed"
 	}
 	return f.Code
+}
+
+// quota refuses one more of what there can be no more than most of. of says
+// whose they are, and plural what they are.
+func quota(have, most int, of, plural string) error {
+	if have < most {
+		return nil
+	}
+	return fault.New(fault.Invalid, "over_quota", "%s has %d %s already, the most it can have; delete one first.", of, have, plural)
 }
 
 // Faults of this family.

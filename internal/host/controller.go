@@ -198,12 +198,8 @@ func (c *Controller) step(m *machine, p *vpc.Placement) func(context.Context, st
 		case !m.running:
 			return c.begin // the host was restarted; the machine starts again, or is taken up
 		}
-<<<<<<< HEAD
 		// Only what has changed is worth the work of turning it into a machine.
 		if p != m.placed && !placement.Same(p, m.placed) {
-=======
-		if next, err := MachineOf(p); err == nil && !same(next, m.applied) {
->>>>>>> wt-fixq
 			return c.update
 		}
 	case vpc.Stopping:

@@ -13,11 +13,8 @@ func MachineOf(p *vpc.Placement) (Machine, error) {
 	i := &p.Instance
 	m := Machine{
 		ID: i.ID, Name: i.Name, VPC: i.VPCID, Metadata: i.Metadata, Image: p.Image, UserData: i.UserData, External: i.External,
-<<<<<<< HEAD
 		Network: p.VPC.VNI, Peers: p.Peers,
-=======
 		Fresh: !i.Ran && (i.Status == vpc.Pending || i.Status == vpc.Starting),
->>>>>>> wt-fixq
 	}
 	if hw, ok := vpc.ProfileNamed(i.Profile); ok {
 		m.VCPUs, m.MemoryMiB = hw.VCPUs, hw.MemoryGiB<<10

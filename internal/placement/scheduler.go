@@ -106,6 +106,7 @@ const (
 	noHost = iota
 	noDriver
 	noRoom
+	noDisk
 )
 
 // Choose returns the host that is to run an instance: one that is there, is in
@@ -114,15 +115,9 @@ const (
 // what is missing.
 func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image) (hostID, reason string) {
 	type candidate struct {
-<<<<<<< HEAD
 		id   string
 		wide int     // 1 for a host of all zones, which comes after one of the zone
-		load float64 // share of its memory that is given out; then the number of its instances
-=======
-		id     string
-		load   float64 // share of its memory or disk that is given out, or the number of its instances
-		remote int
->>>>>>> wt-fixq
+		load float64 // share of its memory or disk that is given out; then the number of its instances
 	}
 	var fit []candidate
 	missing := noHost
@@ -135,37 +130,26 @@ func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image)
 			missing = max(missing, noDriver)
 			continue
 		}
-		memory, disk, count := s.used(h, hw, image)
+		has := s.givenOut(h)
 		var share float64
 		if image.SHA256 != "" && c.MemoryMiB > 0 {
-<<<<<<< HEAD
-			if used+hw.MemoryGiB<<10 > c.MemoryMiB {
+			if has.memory+mebibytes(hw) > c.MemoryMiB {
 				missing = max(missing, noRoom)
-=======
-			if memory > c.MemoryMiB {
-				reason = "No connected host in zone " + zone + " has room for an instance of profile " + hw.Name + "."
->>>>>>> wt-fixq
 				continue
 			}
-			share = float64(memory) / float64(c.MemoryMiB)
+			share = float64(has.memory) / float64(c.MemoryMiB)
 		}
-<<<<<<< HEAD
-		x := candidate{id: h.ID, load: load}
+		if image.SHA256 != "" && c.DiskMiB > 0 {
+			most := int64(c.DiskMiB) << 20
+			if has.disk+has.grows(&image) > most {
+				missing = max(missing, noDisk)
+				continue
+			}
+			share = max(share, float64(has.disk)/float64(most))
+		}
+		x := candidate{id: h.ID, load: share + float64(has.count)/1e6}
 		if h.Zone == "" {
 			x.wide = 1
-=======
-		if image.SHA256 != "" && c.DiskMiB > 0 {
-			if disk > c.DiskMiB {
-				reason = "No connected host in zone " + zone + " has room for a disk of the image " + image.Name + "."
-				continue
-			}
-			share = max(share, float64(disk)/float64(c.DiskMiB))
-		}
-		load := share + float64(count)/1e6
-		remote := 1
-		if h.Zone != "" {
-			remote = 0 // a host of the zone goes before one of all zones
->>>>>>> wt-fixq
 		}
 		fit = append(fit, x)
 	}
@@ -174,7 +158,8 @@ func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image)
 			noHost:   "No host is connected in zone " + zone + ".",
 			noDriver: "No connected host in zone " + zone + " can run the image " + image.Name + ".",
 			noRoom:   "No connected host in zone " + zone + " has room for an instance of profile " + hw.Name + ".",
-		}[missing]
+			noDisk:   "No connected host in zone " + zone + " has room for a disk of the image " + image.Name + ".",
+		}[missing] + " Hosts and what they can run: tabard host list."
 	}
 	best := slices.MinFunc(fit, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.wide, b.wide), cmp.Compare(a.load, b.load), cmp.Compare(a.id, b.id))
@@ -182,68 +167,60 @@ func (s *Scheduler) Choose(zone string, hw vpc.InstanceProfile, image vpc.Image)
 	return best.id, ""
 }
 
-<<<<<<< HEAD
 // Fits reports whether an instance's host has room for it with another hardware
 // profile; a reason says why not. What a stopped instance had is kept for it.
-func (s *Scheduler) Fits(i *vpc.Instance, hw vpc.InstanceProfile) (reason string) {
-	if i.HostID == "" {
+func (s *Scheduler) Fits(hostID string, i *vpc.Instance, hw vpc.InstanceProfile) (reason string) {
+	if hostID == "" {
 		return "" // it is placed when it starts
 	}
-	h, ok := s.Directory.Hosts.Get(i.HostID)
-	if !ok {
-		return "The instance's host does not exist any more."
+	h, ok := s.Directory.Hosts.Get(hostID)
+	if !ok || h.Revoked {
+		return "The instance's host was revoked. Let it join again, or delete the instance."
 	}
-	c, _, here := s.Here(h.ID)
 	old, _ := vpc.ProfileNamed(i.Profile)
-	switch more := (hw.MemoryGiB - old.MemoryGiB) << 10; {
-	case more <= 0, image(s.Directory, i.ImageID).SHA256 == "":
+	more := mebibytes(hw) - mebibytes(old)
+	if more <= 0 || image(s.Directory, i.ImageID).SHA256 == "" {
 		return ""
+	}
+	switch c, _, here := s.Here(h.ID); {
 	case !here:
 		return "The instance's host is not connected, so that it is not known whether it has room."
-	case c.MemoryMiB > 0:
-		if used, _ := s.used(h); used+more > c.MemoryMiB {
-			return "The instance's host has no room for profile " + hw.Name + "."
-		}
+	case c.MemoryMiB > 0 && s.givenOut(h).memory+more > c.MemoryMiB:
+		return "The instance's host has no room for profile " + hw.Name + "."
 	}
 	return ""
 }
 
-// used returns the memory in MiB that the machines of a host with a disk have
-// been given, and the number of its instances.
-func (s *Scheduler) used(h *cluster.Host) (mebibytes, count int) {
-	for _, i := range s.Directory.InstancesByHost.Get(h.ID) {
-		count++
-		if _, registered := s.Directory.Images.Get(i.ImageID); !registered {
-			continue
-		}
-		if hw, ok := vpc.ProfileNamed(i.Profile); ok {
-			mebibytes += hw.MemoryGiB << 10
-=======
-// used returns the memory and disk in MiB that the machines of a host with a
-// disk have been given once this one is there too, and the number of the
-// instances that are there. The disk is what each machine's may grow to, and
-// one file of each image.
-func (s *Scheduler) used(h *cluster.Host, hw vpc.InstanceProfile, image vpc.Image) (memory, disk, count int) {
-	var bytes int64
-	files := map[string]bool{}
-	add := func(hw vpc.InstanceProfile, image *vpc.Image) {
-		memory += hw.MemoryGiB << 10
-		bytes += image.Disk
-		if !files[image.SHA256] {
-			files[image.SHA256] = true
-			bytes += image.Bytes
->>>>>>> wt-fixq
-		}
+func mebibytes(hw vpc.InstanceProfile) int { return hw.MemoryGiB << 10 }
+
+// given is what a host has given out.
+type given struct {
+	memory int   // MiB, of machines with a disk
+	disk   int64 // bytes: what each machine's disk may grow to, and one file of each image
+	files  map[string]bool
+	count  int // instances
+}
+
+// grows returns the bytes that one more machine of the image may take.
+func (g *given) grows(i *vpc.Image) int64 {
+	if g.files[i.SHA256] {
+		return i.Disk
 	}
-	add(hw, &image)
+	return i.Disk + i.Bytes
+}
+
+func (s *Scheduler) givenOut(h *cluster.Host) given {
+	g := given{files: map[string]bool{}}
 	for _, i := range s.Directory.InstancesByHost.Get(h.ID) {
-		count++
+		g.count++
 		if image, registered := s.Directory.Images.Get(i.ImageID); registered {
 			hw, _ := vpc.ProfileNamed(i.Profile)
-			add(hw, image)
+			g.memory += mebibytes(hw)
+			g.disk += g.grows(image)
+			g.files[image.SHA256] = true
 		}
 	}
-	return memory, int((bytes + 1<<20 - 1) >> 20), count
+	return g
 }
 
 // Run places instances that could not be placed when they were made, and

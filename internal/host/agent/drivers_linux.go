@@ -118,13 +118,8 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 		}},
 		{DriverQEMU, filepath.Join(machinesDir, "machines"), &choice.Images, func() (host.Driver, error) {
 			return qemu.New(qemu.Config{
-<<<<<<< HEAD
 				Dir: filepath.Join(e.Dir, machinesDir), Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
-				CACert: []byte(e.CA), Log: e.Log,
-=======
-				Dir: filepath.Join(e.Dir, "vm"), Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
 				MaxDiskBytes: int64(c.MaxDiskGiB) << 30, CACert: []byte(e.CA), Log: e.Log,
->>>>>>> wt-fixq
 			})
 		}},
 	} {

@@ -363,7 +363,7 @@ func (c *Controller) isFound(id string) bool {
 func (c *Controller) isApplied(id string, m Machine) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return reflect.DeepEqual(c.machines[id].applied, m)
+	return same(c.machines[id].applied, m)
 }
 
 func (c *Controller) isRunning(id string) bool {

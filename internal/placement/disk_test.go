@@ -14,7 +14,7 @@ import (
 	"tabard.dev/tabard/internal/vpc"
 )
 
-const zone = "us-south-1"
+const here = "us-south-1"
 
 // site is a directory with hosts and one image, with a disk of 10 GiB and a file
 // of 4 GiB.
@@ -37,7 +37,7 @@ func newSite(t *testing.T, hosts ...string) *site {
 	s.update(func(tx *directory.Tx) {
 		s.d.Images.Put(tx, &s.image)
 		for _, id := range hosts {
-			s.d.Hosts.Put(tx, &cluster.Host{ID: id, Name: id, Zone: zone})
+			s.d.Hosts.Put(tx, &cluster.Host{ID: id, Name: id, Zone: here})
 		}
 	})
 	return s
@@ -63,7 +63,7 @@ func (s *site) place(hostID string) {
 }
 
 func (s *site) choose() (string, string) {
-	return s.Choose(zone, vpc.InstanceProfiles[0], s.image)
+	return s.Choose(here, vpc.InstanceProfiles[0], s.image)
 }
 
 func offers(diskMiB int) placement.Capacity {

@@ -64,6 +64,7 @@ func newSite(t *testing.T, hosts int, up *Uplink) *site {
 			}
 			r.in(space, "ip", "addr", "add", address+"/24", "dev", "eth9")
 			r.in(space, "ip", "link", "set", "eth9", "up")
+			r.carries(space, "eth9")
 		}
 		for n, r := range rigs {
 			plug(n, r.host, hostAt(n).String())

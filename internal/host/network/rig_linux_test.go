@@ -135,6 +135,15 @@ func (r *rig) space(name string) {
 	})
 }
 
+// carries waits until a namespace's link does, so that it looks the same from
+// then on.
+func (r *rig) carries(space, link string) {
+	r.t.Helper()
+	if err := within(r.t, space, func() error { return namespace.AwaitCarrier(r.t.Context(), link) }); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // hostState is all that could be left in the host.
 func (r *rig) hostState() string {
 	r.t.Helper()

@@ -41,6 +41,7 @@ func newWorldRig(t *testing.T) (*rig, string) {
 		r.in(space, "ip", "addr", "add", address+"/24", "dev", "eth9")
 		r.in(space, "ip", "link", "set", "eth9", "up")
 	}
+	r.carries(r.host, "eth9")
 	r.in(world, "ip", "route", "add", "198.51.100.0/24", "via", hostAddress)
 	t.Cleanup(func() { r.in(r.host, "ip", "link", "del", "eth9") })
 	return r, world

@@ -95,7 +95,7 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 	f.IntVar(&drivers.MaxDiskGiB, "max-disk", 250, "largest disk of a virtual machine in `GiB`; one with a larger image does not start")
 	f.BoolVar(&drivers.NoUplink, "no-uplink", false, "let instances reach nothing but their VPC and the metadata service")
 	f.StringVar(&drivers.UplinkRange, "uplink-range", "", "addresses for the links between this machine and its instances' networks (default 100.127.0.0/16)")
-	f.StringVar(&drivers.User, "qemu-user", "", "`USER` that virtual machines run as (default: tabard-vm if there is one)")
+	f.StringVar(&drivers.User, "qemu-user", "", "`USER` that virtual machines run as (default: tabard-vm if there is one, else nobody; root only when you say so)")
 	f.StringVar(&drivers.Libvirt, "libvirt", "", "`SOCKET` of libvirt, whose domains can be adopted (default: the usual ones, where they are)")
 	f.StringVar(&cfg.Metrics, "metrics", "", "`ADDRESS` of /metrics, /healthz and /readyz, such as 127.0.0.1:9471 (default: not served)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")

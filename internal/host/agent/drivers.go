@@ -24,7 +24,7 @@ type DriverConfig struct {
 	MaxDiskGiB  int    // of one virtual machine; 0 means 250
 	NoUplink    bool
 	UplinkRange string
-	User        string // that virtual machines run as
+	User        string // that virtual machines run as; "" is tabard-vm, else nobody
 	Libvirt     string // socket
 
 	watch watcher // of machines that something else runs

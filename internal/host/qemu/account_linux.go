@@ -1,12 +1,15 @@
 package qemu
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/user"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // account is whom QEMU runs as; nil is the user of this process.
@@ -29,11 +32,13 @@ func findAccount(name string) (*account, error) {
 	if err != nil {
 		return nil, err
 	}
-	if int(uid) == os.Geteuid() {
-		return nil, nil
-	}
-	if os.Geteuid() != 0 {
+	switch own := os.Geteuid(); {
+	case own != 0 && int(uid) != own:
 		return nil, fmt.Errorf("only root can run QEMU as the user %s", name)
+	case own != 0:
+		return nil, nil
+	case uid == 0:
+		return nil, fmt.Errorf("the user %s is root: say root, if QEMU shall have all rights on this host", name)
 	}
 	a := &account{uid: uid, gid: gid}
 	groups, err := u.GroupIds()
@@ -58,25 +63,60 @@ func id(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// account returns the account for Config.User.
+// fallback is whom QEMU runs as where nobody has made a user for it.
+const fallback = "nobody"
+
+// account returns the account for Config.User. That is never root unless it was
+// said.
 func (d *Driver) account() (*account, error) {
-	if d.cfg.User != "" {
+	root := os.Geteuid() == 0
+	switch {
+	case root && d.cfg.User == "root":
+		d.log.Warn("QEMU runs as root, as it was told: a guest that breaks out of it owns this host", "command", makeUser)
+		return nil, nil
+	case d.cfg.User != "":
 		return findAccount(d.cfg.User)
+	case !root:
+		return nil, nil
 	}
 	_, err := user.Lookup(DefaultUser)
-	if unknown := user.UnknownUserError(""); errors.As(err, &unknown) {
-		if os.Geteuid() == 0 {
-			d.log.Warn("QEMU runs as root: make a user for it", "command", "useradd --system --groups kvm "+DefaultUser)
-		}
-		return nil, nil
+	if err == nil {
+		return findAccount(DefaultUser)
 	}
-	if err != nil {
+	if unknown := user.UnknownUserError(""); !errors.As(err, &unknown) {
 		return nil, fmt.Errorf("looking up the user %s: %w", DefaultUser, err)
 	}
-	if os.Geteuid() != 0 {
-		return nil, nil
+	a, err := findAccount(fallback)
+	if err == nil {
+		err = d.try(a)
 	}
-	return findAccount(DefaultUser)
+	if err != nil {
+		return nil, fmt.Errorf("finding a user for QEMU: %w: make one (%s)", err, makeUser)
+	}
+	d.log.Warn("QEMU runs as "+fallback+", who may run other things too and use no KVM: make a user for it", "command", makeUser)
+	return a, nil
+}
+
+// makeUser is how to make DefaultUser.
+const makeUser = "useradd --system --no-create-home --shell /usr/sbin/nologin --groups kvm " + DefaultUser
+
+// tryTime bounds how long QEMU takes to say its version.
+const tryTime = 30 * time.Second
+
+// try returns why an account cannot run QEMU at all.
+func (d *Driver) try(a *account) error {
+	ctx, cancel := context.WithTimeout(context.Background(), tryTime)
+	defer cancel()
+	var says tail
+	cmd := exec.CommandContext(ctx, d.cfg.QEMU, "--version")
+	cmd.Stderr = &says
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.SysProcAttr = a.attributes()
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("running QEMU as %s: %w: %s", fallback, err, says.String())
+	}
+	return nil
 }
 
 // attributes are those of a process that runs as this account, in a session of

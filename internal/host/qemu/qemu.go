@@ -92,8 +92,8 @@ const (
 	AccelTCG  = "tcg"  // software emulation: works everywhere, ten times slower
 )
 
-// DefaultUser is whom QEMU runs as when Config.User is empty and there is such
-// a user.
+// DefaultUser is whom an agent that is root runs QEMU as when Config.User is
+// empty and there is such a user.
 const DefaultUser = "tabard-vm"
 
 // Config is the driver's place, rules and collaborators.
@@ -108,8 +108,9 @@ type Config struct {
 	Accel string // auto, kvm or tcg; "" is auto
 
 	// User runs QEMU. It needs no files of its own, but for KVM the right to
-	// open /dev/kvm. "" is DefaultUser where it exists, else the user of this
-	// process, with a warning when that is root.
+	// open /dev/kvm. "" is the user of this process; where that is root,
+	// DefaultUser if it exists, else nobody, with a warning. QEMU runs as root
+	// only when this says root.
 	User string
 
 	// Grace is how long a guest may take to shut down; 0 is 30 seconds.

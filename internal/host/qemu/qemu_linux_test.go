@@ -1236,6 +1236,56 @@ func TestQEMURunsAsAnUnprivilegedUserThatReachesNoFiles(t *testing.T) {
 	}
 }
 
+// runsAs returns the user ids of a machine's process.
+func (r *rig) runsAs(id string) string {
+	r.t.Helper()
+	status, err := os.ReadFile(procPath(r.pid(id), "status"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "\nUid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.Join(slices.Compact(strings.Fields(line)), " ")
+}
+
+func TestQEMURunsAsRootOnlyWhenThatWasSaid(t *testing.T) {
+	r := newRig(t)
+	r.run("0737_a", waits)
+	if got := r.runsAs("0737_a"); got == "0" {
+		t.Error("it runs as root")
+	}
+	if err := r.Delete(t.Context(), "0737_a"); err != nil {
+		t.Fatal(err)
+	}
+	d := r.Driver
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.open(d.cfg.Dir, func(c *Config) { c.User = "root" })
+	r.run("0737_a", waits)
+	if got := r.runsAs("0737_a"); got != "0" {
+		t.Errorf("it runs as %s", got)
+	}
+}
+
+func TestWithoutAUserThatCanRunQEMUThereIsNoDriver(t *testing.T) {
+	r := newRig(t)
+	// A program that only root can run.
+	program := filepath.Join(t.TempDir(), "qemu")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.cfg.QEMU = program
+	if err := r.try(&account{uid: 65534, gid: 65534}); err == nil {
+		t.Error("nobody can run it")
+	}
+	cfg := config(t.TempDir(), r.wires, r.library)
+	cfg.User = "toor-that-does-not-exist"
+	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), cfg.User) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestTheProbePassesUnderEmulation(t *testing.T) {
 	r := newRig(t)
 	if err := r.prove(t.Context(), AccelTCG); err != nil {

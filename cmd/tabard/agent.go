@@ -96,6 +96,7 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 	f.BoolVar(&drivers.NoUplink, "no-uplink", false, "let instances reach nothing but their VPC and the metadata service")
 	f.StringVar(&drivers.UplinkRange, "uplink-range", "", "addresses for the links between this machine and its instances' networks (default 100.127.0.0/16)")
 	f.StringVar(&drivers.User, "qemu-user", "", "`USER` that virtual machines run as (default: tabard-vm if there is one, else nobody; root only when you say so)")
+	f.StringVar(&drivers.UIDs, "qemu-uids", "", "`FIRST-LAST` user ids, of which each virtual machine gets one to itself, such as 200000-265535; nothing else may use them (default: all run as one user)")
 	f.StringVar(&drivers.Libvirt, "libvirt", "", "`SOCKET` of libvirt, whose domains can be adopted (default: the usual ones, where they are)")
 	f.StringVar(&cfg.Metrics, "metrics", "", "`ADDRESS` of /metrics, /healthz and /readyz, such as 127.0.0.1:9471 (default: not served)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")

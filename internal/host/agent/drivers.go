@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"tabard.dev/tabard/internal/cluster"
@@ -27,7 +29,8 @@ type DriverConfig struct {
 	NoUplink    bool
 	UplinkRange string
 	Address     string // of this host among hosts; "" is that by which it reaches the server, "none" is none
-	User        string // that virtual machines run as
+	User        string // that virtual machines run as; "" is tabard-vm, else nobody
+	UIDs        string // FIRST-LAST, of which each virtual machine gets one; "" is none
 	Libvirt     string // socket
 
 	watch watcher // of machines that something else runs
@@ -46,6 +49,9 @@ func (c *DriverConfig) Validate() error {
 	}
 	if c.MaxDiskGiB < 0 {
 		return fmt.Errorf("max-disk %d is less than nothing", c.MaxDiskGiB)
+	}
+	if _, _, err := c.uids(); err != nil {
+		return err
 	}
 	if c.UplinkRange != "" {
 		if p, err := netip.ParsePrefix(c.UplinkRange); err != nil || !p.Addr().Is4() {
@@ -81,6 +87,20 @@ func (c *DriverConfig) address(toServer netip.Addr) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("address %q is not an IPv4 address at which other hosts reach this one", c.Address)
 	}
 	return a, nil
+}
+
+// uids returns the first and the last user id for virtual machines; 0 is none.
+func (c *DriverConfig) uids() (first, last uint32, err error) {
+	if c.UIDs == "" {
+		return 0, 0, nil
+	}
+	from, to, _ := strings.Cut(c.UIDs, "-")
+	a, err := strconv.ParseUint(from, 10, 32)
+	b, err2 := strconv.ParseUint(to, 10, 32)
+	if errors.Join(err, err2) != nil || a == 0 || a > b {
+		return 0, 0, fmt.Errorf("qemu-uids %q is not a range of user ids such as 200000-265535", c.UIDs)
+	}
+	return uint32(a), uint32(b), nil
 }
 
 // wanted returns the drivers to run, by name; nil means all that work.

@@ -117,8 +117,13 @@ func (c *DriverConfig) fill(choice *host.Choice, net *network.Network, e Environ
 			return adopt.New(adopt.Config{State: c.State, Domains: c.watch, Keep: true, Log: e.Log})
 		}},
 		{DriverQEMU, filepath.Join(machinesDir, "machines"), &choice.Images, func() (host.Driver, error) {
+			first, last, err := c.uids()
+			if err != nil {
+				return nil, err
+			}
 			return qemu.New(qemu.Config{
 				Dir: filepath.Join(e.Dir, machinesDir), Network: taps{net}, Images: e.Images, Keep: true, Accel: c.Accel, User: c.User,
+				UIDs:         qemu.UIDs{First: first, Last: last},
 				MaxDiskBytes: int64(c.MaxDiskGiB) << 30, CACert: []byte(e.CA), Log: e.Log,
 			})
 		}},

@@ -21,7 +21,7 @@ import (
 )
 
 // Driver runs machines with QEMU. It is a host.Driver. Locks are taken in the
-// order machine.mu, Driver.mu.
+// order machine.mu, Driver.enlisting, Driver.mu.
 type Driver struct {
 	cfg Config
 	log *slog.Logger
@@ -30,7 +30,7 @@ type Driver struct {
 	prlimit string // program
 
 	images *imagecache.Cache
-	user   *account
+	user   *account // that reads images, and runs machines that have none of their own
 	accel  accelerator
 	lock   *os.File
 	ended  chan string
@@ -38,6 +38,8 @@ type Driver struct {
 	ctx      context.Context // ends when the driver is closed
 	cancel   context.CancelFunc
 	watching sync.WaitGroup
+
+	enlisting sync.Mutex // held while a machine's user id is chosen and written down
 
 	mu       sync.Mutex // guards what follows, and machine.up
 	closed   bool
@@ -127,6 +129,9 @@ func (d *Driver) open() (err error) {
 		}
 	}()
 	if d.user, err = d.account(); err != nil {
+		return err
+	}
+	if err = d.checkUIDs(); err != nil {
 		return err
 	}
 	d.images, err = imagecache.New(imagecache.Config{

@@ -25,6 +25,9 @@ const (
 	inspectOutput = 1 << 20 // bytes
 )
 
+// formatTime bounds how long qemu-img takes to write an empty disk.
+const formatTime = time.Minute
+
 // inspect is the second opinion on an image: what QEMU itself makes of it. It
 // reads the file as the machines' user and within bounds.
 func (d *Driver) inspect(ctx context.Context, path, format string) error {
@@ -186,19 +189,11 @@ func (d *Driver) makeDisk(ctx context.Context, dir, image, format string, size i
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("looking for the disk: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, d.cfg.QEMUImg, "create", "-q", "-f", "qcow2", "-u", "-F", format, "-b", image,
-		path+unfinished, strconv.FormatInt(size, 10))
-	var says tail
-	cmd.Stderr = &says
-	cmd.WaitDelay = time.Second
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("making the disk: %w: %s", err, says.String())
-	}
-	f, err := os.OpenFile(path+unfinished, os.O_RDWR, 0)
+	f, err := os.OpenFile(path+unfinished, os.O_CREATE|os.O_TRUNC|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("making the disk: %w", err)
 	}
-	err = errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
+	err = errors.Join(d.format(ctx, f, image, format, size), f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(path+unfinished, path)
 	}
@@ -207,6 +202,33 @@ func (d *Driver) makeDisk(ctx context.Context, dir, image, format string, size i
 	}
 	if err != nil {
 		return fmt.Errorf("making the disk: %w", err)
+	}
+	return nil
+}
+
+// format makes a file a disk. qemu-img opens it again and so has to own it
+// meanwhile.
+func (d *Driver) format(ctx context.Context, f *os.File, image, format string, size int64) error {
+	if d.user != nil {
+		if err := f.Chown(int(d.user.uid), -1); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, formatTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, d.cfg.QEMUImg, "create", "-q", "-f", "qcow2", "-u", "-F", format, "-b", image,
+		"/proc/self/fd/3", strconv.FormatInt(size, 10))
+	var says tail
+	cmd.Stderr = &says
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.SysProcAttr = d.user.attributes()
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%w: %s", err, says.String())
+	}
+	if d.user != nil {
+		return f.Chown(os.Geteuid(), -1)
 	}
 	return nil
 }

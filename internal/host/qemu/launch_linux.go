@@ -178,8 +178,8 @@ func (d *Driver) launch(ctx context.Context, x *machine, r *record, m host.Machi
 		closeAll(taps)
 		return nil, err
 	}
-	r.Launching = true
-	if err := r.save(x.dir); err != nil {
+	account, err := d.enlist(x, r)
+	if err != nil {
 		return nil, err
 	}
 	says, speaks, err := os.Pipe()
@@ -192,7 +192,7 @@ func (d *Driver) launch(ctx context.Context, x *machine, r *record, m host.Machi
 	cmd.Stderr = speaks
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), mark + x.dir}
 	cmd.Dir = "/"
-	cmd.SysProcAttr = d.user.attributes()
+	cmd.SysProcAttr = account.attributes()
 	if err := cmd.Start(); err != nil {
 		says.Close()
 		return nil, fmt.Errorf("starting QEMU: %w", err)

@@ -15,12 +15,18 @@
 // # The guest and the host
 //
 // QEMU is the wall between them, and it is treated as one that may fall. It
-// runs as an unprivileged user, with QEMU's own system-call filter on, and can
-// open no file of a machine by itself: disk, image, seed, taps and the
-// monitor's socket are opened by the driver and inherited, so one QEMU that was
-// broken finds no other machine's disk. Formats are always said and never
-// guessed from what a guest wrote. What comes over the monitor is parsed as
-// something hostile.
+// runs as an unprivileged user, with QEMU's own system-call filter on, in a
+// network namespace with nothing in it, and can open no file of a machine by
+// its name: disk, image, seed, taps and the monitor's socket are opened by the
+// driver and inherited. qemu-img runs likewise. Formats are always said and
+// never guessed from what a guest wrote. What comes over the monitor is parsed
+// as something hostile.
+//
+// A QEMU that was broken still is a process of its user, and the kernel lets it
+// at others of the same user: their memory, and through /proc their open files,
+// which are other machines' disks. So there is a wall between machines only
+// where each has a user id of its own (Config.UIDs). The system-call filter is
+// no such wall.
 //
 // # The agent and the machine
 //
@@ -92,9 +98,12 @@ const (
 	AccelTCG  = "tcg"  // software emulation: works everywhere, ten times slower
 )
 
-// DefaultUser is whom QEMU runs as when Config.User is empty and there is such
-// a user.
+// DefaultUser is whom an agent that is root runs QEMU as when Config.User is
+// empty and there is such a user.
 const DefaultUser = "tabard-vm"
+
+// UIDs is a range of user ids. The zero value is none.
+type UIDs struct{ First, Last uint32 }
 
 // Config is the driver's place, rules and collaborators.
 type Config struct {
@@ -108,9 +117,14 @@ type Config struct {
 	Accel string // auto, kvm or tcg; "" is auto
 
 	// User runs QEMU. It needs no files of its own, but for KVM the right to
-	// open /dev/kvm. "" is DefaultUser where it exists, else the user of this
-	// process, with a warning when that is root.
+	// open /dev/kvm. "" is the user of this process; where that is root,
+	// DefaultUser if it exists, else nobody, with a warning. QEMU runs as root
+	// only when this says root.
 	User string
+
+	// UIDs, when not zero, are user ids of which each machine's QEMU has one to
+	// itself, with the groups of User. Nothing else may use them.
+	UIDs UIDs
 
 	// Grace is how long a guest may take to shut down; 0 is 30 seconds.
 	Grace time.Duration

@@ -262,14 +262,14 @@ func (r *rig) open(dir string, change ...func(*Config)) {
 }
 
 // reopen closes the driver, keeping machines, and makes the next one.
-func (r *rig) reopen() {
+func (r *rig) reopen(change ...func(*Config)) {
 	r.t.Helper()
 	d := r.Driver
 	d.cfg.Keep = true
 	if err := d.Close(); err != nil {
 		r.t.Fatal(err)
 	}
-	r.open(d.cfg.Dir)
+	r.open(d.cfg.Dir, change...)
 }
 
 func openFiles(t *testing.T) int {
@@ -1233,6 +1233,177 @@ func TestQEMURunsAsAnUnprivilegedUserThatReachesNoFiles(t *testing.T) {
 	}
 	if info, err := os.Stat(filepath.Join(r.dir, m.ID)); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("its directory is open to others: %v, %v", info.Mode(), err)
+	}
+}
+
+// runsAs returns the user ids of a machine's process.
+func (r *rig) runsAs(id string) string {
+	r.t.Helper()
+	status, err := os.ReadFile(procPath(r.pid(id), "status"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "\nUid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.Join(slices.Compact(strings.Fields(line)), " ")
+}
+
+func TestEachMachineHasAUserOfItsOwnWhereThereIsARange(t *testing.T) {
+	own := func(c *Config) { c.UIDs = UIDs{200000, 200001} }
+	r := newRig(t, own)
+	a, b := r.run("0737_a", waits), r.run("0737_b", waits)
+	if a, b := r.runsAs("0737_a"), r.runsAs("0737_b"); a != "200000" || b != "200001" {
+		t.Errorf("they run as %s and %s", a, b)
+	}
+	c := r.machine("0737_c", a.Image)
+	if err := r.Start(t.Context(), c, host.Handlers{}); err == nil || !strings.Contains(err.Error(), "taken") {
+		t.Errorf("a third: %v", err)
+	}
+	if err := r.Delete(t.Context(), a.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(t.Context(), c, host.Handlers{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.runsAs(c.ID); got != "200000" {
+		t.Errorf("it runs as %s", got)
+	}
+	// It keeps it when it is taken up, and from one start to the next.
+	r.says(b.ID, "BOOT 1\n")
+	r.reopen(own)
+	if err := r.Start(t.Context(), b, host.Handlers{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Delete(t.Context(), c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Stop(t.Context(), b.ID, false); err != nil || !strings.Contains(r.console(b.ID), "BYE") {
+		t.Errorf("%v; the console has %q", err, r.console(b.ID))
+	}
+	if err := r.Start(t.Context(), b, host.Handlers{}); err != nil {
+		t.Fatal(err)
+	}
+	r.says(b.ID, "BOOT 2\n")
+	if got := r.runsAs(b.ID); got != "200001" {
+		t.Errorf("it runs as %s", got)
+	}
+}
+
+func TestAUserOfAnotherProcessIsNotGivenToAMachine(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.UIDs = UIDs{200000, 200001} })
+	other := exec.Command("sleep", "1000")
+	other.SysProcAttr = (&account{uid: 200000, gid: 200000}).attributes()
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { other.Process.Kill(); other.Wait() }()
+	r.run("0737_a", waits)
+	if got := r.runsAs("0737_a"); got != "200001" {
+		t.Errorf("it runs as %s", got)
+	}
+}
+
+func TestRangesOfUsersThatCannotBeUsedAreRefused(t *testing.T) {
+	r := newRig(t)
+	for _, u := range []UIDs{{0, 200000}, {200001, 200000}, {1000, 200000}, {200000, 1<<32 - 1}} {
+		cfg := config(t.TempDir(), r.wires, r.library)
+		if cfg.UIDs = u; func() error { _, err := New(cfg); return err }() == nil {
+			t.Errorf("%v is accepted", u)
+		}
+	}
+}
+
+func TestQEMUAndItsToolsAreInNetworksOfTheirOwn(t *testing.T) {
+	// Each run of the tool writes down where and as whom.
+	notes := filepath.Join(t.TempDir(), "notes")
+	if err := os.WriteFile(notes, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Others than root get there.
+	dir := filepath.Dir(notes)
+	if err := errors.Join(os.Chmod(notes, 0o666), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, func(c *Config) {
+		real, err := exec.LookPath("qemu-img")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.QEMUImg = filepath.Join(dir, "tool")
+		script := fmt.Sprintf("#!/bin/sh\necho $(id -u) $(readlink /proc/self/ns/net) $1 >>%s\nexec %s \"$@\"\n", notes, real)
+		if err := errors.Join(os.WriteFile(c.QEMUImg, nil, 0o700), os.Chmod(c.QEMUImg, 0o755), os.WriteFile(c.QEMUImg, []byte(script), 0)); err != nil {
+			t.Fatal(err)
+		}
+		c.UIDs = UIDs{200000, 200001}
+	})
+	seen := map[string]bool{}
+	apart := func(what, net string) {
+		t.Helper()
+		if net == "" || seen[net] {
+			t.Errorf("%s is in the network %q", what, net)
+		}
+		seen[net] = true
+	}
+	networkOf := func(pid int) string {
+		net, _ := os.Readlink(procPath(pid, "ns/net"))
+		return net
+	}
+	apart("the driver", networkOf(os.Getpid()))
+	for _, id := range []string{"0737_a", "0737_b"} {
+		r.run(id, waits)
+		apart(id, networkOf(r.pid(id)))
+	}
+	text, err := os.ReadFile(notes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := strings.Fields(string(text))
+	if len(runs) != 9 {
+		t.Errorf("the tool ran like this:\n%s", text)
+	}
+	home := networkOf(os.Getpid())
+	for n := 0; n+2 < len(runs); n += 3 {
+		if uid, net := runs[n], runs[n+1]; uid == "0" || strings.HasPrefix(uid, "20000") || net == home {
+			t.Errorf("qemu-img %s runs as %s in %s", runs[n+2], uid, net)
+		}
+	}
+}
+
+func TestQEMURunsAsRootOnlyWhenThatWasSaid(t *testing.T) {
+	r := newRig(t)
+	r.run("0737_a", waits)
+	if got := r.runsAs("0737_a"); got == "0" {
+		t.Error("it runs as root")
+	}
+	if err := r.Delete(t.Context(), "0737_a"); err != nil {
+		t.Fatal(err)
+	}
+	d := r.Driver
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.open(d.cfg.Dir, func(c *Config) { c.User = "root" })
+	r.run("0737_a", waits)
+	if got := r.runsAs("0737_a"); got != "0" {
+		t.Errorf("it runs as %s", got)
+	}
+}
+
+func TestWithoutAUserThatCanRunQEMUThereIsNoDriver(t *testing.T) {
+	r := newRig(t)
+	// A program that only root can run.
+	program := filepath.Join(t.TempDir(), "qemu")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.cfg.QEMU = program
+	if err := r.try(&account{uid: 65534, gid: 65534}); err == nil {
+		t.Error("nobody can run it")
+	}
+	cfg := config(t.TempDir(), r.wires, r.library)
+	cfg.User = "toor-that-does-not-exist"
+	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), cfg.User) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -32,6 +32,9 @@ type record struct {
 	Version int  `json:"version"`
 	Base    base `json:"base"`
 
+	// UID is the machine's own among the user ids that QEMU runs as; 0 is none.
+	UID uint32 `json:"uid,omitempty"`
+
 	// Launching says that a QEMU may run that Process does not know.
 	Launching bool      `json:"launching,omitempty"`
 	Process   *identity `json:"process,omitempty"`

@@ -14,6 +14,7 @@ if [ "${1:-test}" = test ]; then
     if [ "$(id -u)" = 0 ]; then
         command -v qemu-system-x86_64 >/dev/null || missing="$missing qemu-system-x86"
         command -v qemu-img >/dev/null || missing="$missing qemu-utils"
+        command -v pgrep >/dev/null || missing="$missing procps"
         command -v nft >/dev/null || missing="$missing nftables"
         command -v ssh >/dev/null || missing="$missing openssh-client"
         command -v genisoimage >/dev/null || missing="$missing genisoimage"

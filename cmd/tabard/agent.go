@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -47,7 +48,7 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
   tabard agent --server https://iam.example.com:8470 --join-token-file join-token --driver qemu --accel kvm`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := settle(cmd.Flags(), file, os.LookupEnv); err != nil {
+			if err := settle(cmd.Name(), cmd.Flags(), file, os.LookupEnv); err != nil {
 				return cli.Usage("%v", err)
 			}
 			var level slog.Level
@@ -56,6 +57,9 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 			}
 			if err := drivers.Validate(); err != nil {
 				return cli.Usage("%v", err)
+			}
+			if os.Geteuid() != 0 {
+				return errors.New("the agent makes network namespaces and devices, for which it needs root")
 			}
 			if err := os.Unsetenv("TABARD_MASTER_KEY"); err != nil {
 				return err
@@ -84,7 +88,7 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 	f.StringVar(&cfg.Server, "server", "", "`URL` of the IAM server; remembered after joining")
 	f.StringVar(&cfg.JoinToken, "join-token-file", "", "`FILE` with the join token; not looked at again once the host has joined with it")
 	f.StringVar(&cfg.Dir, "data-dir", "/var/lib/tabard-agent", "`DIR`ectory of the host's key, machines and images; made if it does not exist")
-	f.StringVar(&cfg.CAFile, "ca-file", "", "PEM `FILE` of the authority of the server's certificate, besides those of the system")
+	f.StringVar(&cfg.CAFile, "ca-file", "", "PEM `FILE` of the authority of the server's certificate, besides those of the system; needed at each start")
 	f.BoolVar(&cfg.Insecure, "insecure-http", false, "reach a server on another machine by plain HTTP; tokens can then be read on the way")
 	f.StringVar(&cfg.Master.File, "master-key-file", "", "`FILE` of the key that the host's key is sealed under (default: below /run, or what systemd provides)")
 	f.StringVar(&cfg.Master.Value, "master-key", "", "the master key itself in base64; give it as TABARD_MASTER_KEY, a flag is visible to others")

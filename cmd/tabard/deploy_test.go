@@ -14,7 +14,7 @@ const units = "../../deploy/systemd/"
 
 func TestTheConfigurationFilesThatComeWithTheUnitsAreTaken(t *testing.T) {
 	for file, command := range map[string]*cobra.Command{"agent.yaml": agentCommand(), "server.yaml": serverCommand()} {
-		if err := settle(command.Flags(), units+file, func(string) (string, bool) { return "", false }); err != nil {
+		if err := settle(command.Name(), command.Flags(), units+file, func(string) (string, bool) { return "", false }); err != nil {
 			t.Errorf("%s: %v", file, err)
 		}
 	}

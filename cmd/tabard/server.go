@@ -37,7 +37,7 @@ refused.`,
   tabard server --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem --url https://iam.example.com:8470`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := settle(cmd.Flags(), file, os.LookupEnv); err != nil {
+			if err := settle(cmd.Name(), cmd.Flags(), file, os.LookupEnv); err != nil {
 				return cli.Usage("%v", err)
 			}
 			var level slog.Level
@@ -87,7 +87,7 @@ refused.`,
 
 // settle sets the flags that the command line left alone from the environment
 // and from the configuration file.
-func settle(flags *pflag.FlagSet, file string, env func(string) (string, bool)) error {
+func settle(command string, flags *pflag.FlagSet, file string, env func(string) (string, bool)) error {
 	given := map[string]bool{}
 	flags.Visit(func(f *pflag.Flag) { given[f.Name] = true })
 	set := func(source, name string, values []string) error {
@@ -142,7 +142,7 @@ func settle(flags *pflag.FlagSet, file string, env func(string) (string, bool)) 
 	slices.Sort(names)
 	for _, name := range names {
 		if name == "config" || name == "help" || flags.Lookup(name) == nil {
-			return fmt.Errorf("%s: there is no setting %q; see 'tabard server --help'", file, name)
+			return fmt.Errorf("%s: there is no setting %q; see 'tabard %s --help'", file, name, command)
 		}
 		if err := set(file, name, keys[name]); err != nil {
 			return err

@@ -36,7 +36,7 @@ func settledFrom(t *testing.T, args []string, env map[string]string, file string
 	if err := cmd.ParseFlags(args); err != nil {
 		t.Fatal(err)
 	}
-	err := settle(cmd.Flags(), file, func(name string) (string, bool) { v, ok := env[name]; return v, ok })
+	err := settle(cmd.Name(), cmd.Flags(), file, func(name string) (string, bool) { v, ok := env[name]; return v, ok })
 	return values(cmd), err
 }
 

@@ -17,7 +17,7 @@ var hosts = &kind{
 	columns: columns("Name", "name", "ID", "id", "Status", "status", "Since", "since", "Zone", "zone", "Drivers", "drivers",
 		"vCPUs", "vcpus", "Memory (MiB)", "memory_mib", "Instances", "instances", "Version", "version"),
 	details: columns("Name", "name", "ID", "id", "CRN", "crn", "Status", "status", "Since", "since", "Zone", "zone", "Drivers", "drivers",
-		"vCPUs", "vcpus", "Memory (MiB)", "memory_mib", "Disk (MiB)", "disk_mib", "Instances", "instances", "Keys", "keys", "Version", "version", "Joined", "created_at"),
+		"vCPUs", "vcpus", "Memory (MiB)", "memory_mib", "Disk (MiB)", "disk_mib", "Instances", "instances", "Placed", "placed.name", "Keys", "keys", "Version", "version", "Joined", "created_at"),
 }
 
 var machineColumns = columns("Name", "name", "Device", "device", "MAC", "mac", "Address", "address", "Bridge", "bridge",

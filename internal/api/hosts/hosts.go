@@ -83,8 +83,17 @@ type body struct {
 	// the host's word while it is connected, and covers nobody else's instances.
 	IdentityCA string `json:"identity_ca,omitempty"`
 
+	// Placed are its instances, of whatever account; only one host shows them.
+	Placed []placedInstance `json:"placed,omitempty"`
+
 	CreatedAt time.Time `json:"created_at"`
 	EntityTag string    `json:"entity_tag"`
+}
+
+type placedInstance struct {
+	CRN    string `json:"crn"`
+	Name   string `json:"name"`
+	Status string `json:"status"`
 }
 
 func (h *handler) encode(x *cluster.Host) body {
@@ -169,7 +178,12 @@ func found[B any](h *handler) func(*api.Call, *B) (*cluster.Host, api.Target, er
 }
 
 func (h *handler) show(_ *api.Call, x *cluster.Host) (api.Reply, error) {
-	return api.Reply{Body: h.encode(x), ETag: x.Tag(x.ID)}, nil
+	b := h.encode(x)
+	for _, i := range h.Directory.InstancesByHost.Get(x.ID) {
+		b.Placed = append(b.Placed, placedInstance{i.CRN, i.Name, i.Status})
+	}
+	slices.SortFunc(b.Placed, func(a, b placedInstance) int { return cmp.Compare(a.CRN, b.CRN) })
+	return api.Reply{Body: b, ETag: x.Tag(x.ID)}, nil
 }
 
 // revoke ends all that a host can do: it gets no token, its stream ends, and
@@ -197,7 +211,7 @@ func (h *handler) remove(c *api.Call, tx *directory.Tx, _ *api.None, x *cluster.
 	case !x.Revoked:
 		return api.Reply{}, t, fault.New(fault.Conflict, "host_not_revoked", "Revoke the host %s before it is deleted.", x.Name)
 	case n > 0:
-		return api.Reply{}, t, fault.New(fault.Conflict, "host_not_empty", "Delete the %d instances of the host %s first.", n, x.Name)
+		return api.Reply{}, t, fault.New(fault.Conflict, "host_not_empty", "The host %s still has instances (%d); delete them first.", x.Name, n)
 	}
 	h.Directory.Hosts.Delete(tx, x)
 	if cursor, ok := h.Directory.HostCursors.Get(x.ID); ok {

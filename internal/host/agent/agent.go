@@ -225,6 +225,9 @@ func (a *Agent) join(ctx context.Context, joinToken string) error {
 			a.cfg.Log.Warn("the join token is not taken; going on as the host that this is already", "error", err)
 		}
 	}
+	if !a.state.joined && a.cfg.JoinToken != "" {
+		return fmt.Errorf("this host has not joined, and there is no join token in %s; 'tabard host create-join-token NAME --file FILE' makes one", a.cfg.JoinToken)
+	}
 	if !a.state.joined {
 		return errors.New("this host has not joined: give --join-token-file FILE; 'tabard host create-join-token NAME' makes the token")
 	}
@@ -336,13 +339,13 @@ const (
 
 // listen keeps the stream of placements open.
 func (a *Agent) listen(ctx context.Context) {
-	wait := firstWait
+	wait, said := firstWait, ""
 	for ctx.Err() == nil {
 		a.world.begin()
 		err := a.client.stream(ctx, a.capacity, func(m link.Message) error {
 			if m.Hello != nil {
 				a.connected.Store(true)
-				wait = firstWait
+				wait, said = firstWait, ""
 				a.cfg.Log.Info("the server is there", "server", a.client.server)
 				a.tellFound()
 				return a.outbox.Recorded(m.Hello.Recorded)
@@ -353,11 +356,17 @@ func (a *Agent) listen(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if a.connected.Swap(false) || wait == longWait {
+		// Said once for each cause, and not at every attempt.
+		a.connected.Store(false)
+		switch cause := err.Error(); {
+		case cause == said:
+		case errors.Is(err, errRefused):
+			a.cfg.Log.Error("the server does not admit this host; revoked hosts join again with a new join token", "error", err)
+		default:
 			a.cfg.Log.Warn("the server is away; metadata and identity tokens are served on", "error", err)
 		}
+		said = err.Error()
 		if errors.Is(err, errRefused) {
-			a.cfg.Log.Error("the server does not admit this host; revoked hosts join again with a new join token", "error", err)
 			wait = longWait
 		}
 		pause(ctx, wait)

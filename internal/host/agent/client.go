@@ -101,7 +101,7 @@ func transport(caFile string) (*http.Transport, error) {
 func checkURL(raw string, insecure bool) (string, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "http" && u.Scheme != "https" {
-		return "", fmt.Errorf("the server %q is not an http or https URL", raw)
+		return "", fmt.Errorf("the server %q is not an http or https URL such as https://iam.example.com:8470", raw)
 	}
 	ip := net.ParseIP(u.Hostname())
 	if u.Scheme == "http" && !insecure && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {

@@ -337,12 +337,14 @@ func TestAHostServesItsInstancesWhoeverIsAway(t *testing.T) {
 	eventually(t, "the report of it", func() bool {
 		return in.call("GET", "/v1/instances/"+id+vpcVersion, "")["status"] == "running"
 	})
-	given := 0
 	eventually(t, "the host hears that it runs", func() bool {
-		given++
-		resp, _ := iamToken(t, d.at(id), identityToken(t, d.at(id)))
-		return resp.StatusCode == 200
+		p, ok := a.world.Placement(id)
+		return ok && p.Instance.Status == "running"
 	})
+	given := 1
+	if resp, b := iamToken(t, d.at(id), identityToken(t, d.at(id))); resp.StatusCode != 200 {
+		t.Fatalf("%d %s", resp.StatusCode, b)
+	}
 	access, err := a.client.access(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)

@@ -350,8 +350,31 @@ func (h *handler) machinesFound(c *api.Call, x *cluster.Host) (api.Reply, error)
 	if len(b.Machines) > link.MaxMachines {
 		return api.Reply{}, fault.New(fault.Invalid, "invalid_body", "A host can have found at most %d machines.", link.MaxMachines)
 	}
-	h.found.set(x.ID, b.Machines)
+	// What cannot be shown was not written by anybody who runs machines.
+	h.found.set(x.ID, slices.DeleteFunc(b.Machines, func(m link.Machine) bool { return !showable(m) }))
 	return api.Reply{Status: http.StatusNoContent}, nil
+}
+
+// Bounds on what a host says of a machine that it has found, in characters.
+const (
+	maxFoundText = 255
+	maxFoundTags = 64
+)
+
+// showable reports whether what a host says of a machine can be shown, and kept
+// if somebody adopts it.
+func showable(m link.Machine) bool {
+	for _, text := range []string{m.Name, m.Device, m.Domain, m.MAC, m.Address, m.Bridge, m.State} {
+		if !api.Printable(text, maxFoundText) {
+			return false
+		}
+	}
+	for key, value := range m.Tags {
+		if !api.Printable(key, maxFoundText) || !api.Printable(value, maxFoundText) {
+			return false
+		}
+	}
+	return len(m.Tags) <= maxFoundTags
 }
 
 // Images are the disks of registered images.

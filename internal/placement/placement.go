@@ -139,7 +139,7 @@ func Same(a, b *vpc.Placement) bool {
 		slices.EqualFunc(a.Keys, b.Keys, func(a, b vpc.Key) bool { return a.ID == b.ID && a.Revision == b.Revision }) &&
 		slices.EqualFunc(a.FloatingIPs, b.FloatingIPs, func(a, b vpc.FloatingIP) bool { return a.ID == b.ID && a.Revision == b.Revision }) &&
 		slices.EqualFunc(a.SecurityGroups, b.SecurityGroups, func(a, b vpc.SecurityGroup) bool { return a.ID == b.ID && a.Revision == b.Revision }) &&
-		maps.EqualFunc(a.Members, b.Members, slices.Equal)
+		maps.EqualFunc(a.Members, b.Members, slices.Equal) && slices.Equal(a.Peers, b.Peers)
 }
 
 // Report writes down what a host has done, unless somebody has asked for

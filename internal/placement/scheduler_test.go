@@ -350,6 +350,19 @@ func TestPlacementsThatSayTheSameAreTheSame(t *testing.T) {
 	if placement.Same(a, read()) {
 		t.Error("there is a floating IP, and it is the same")
 	}
+	s.update(func(tx *directory.Tx) {
+		numbered := *v
+		numbered.VNI = 70000
+		s.d.VPCs.Put(tx, &numbered)
+	})
+	s.host("h2", "us-south-1")
+	a = read()
+	if err := placement.SetAddress(t.Context(), s.d, "h2", netip.MustParseAddr("192.0.2.2")); err != nil {
+		t.Fatal(err)
+	}
+	if b := read(); len(b.Peers) != 1 || placement.Same(a, b) {
+		t.Errorf("an instance of the VPC is on another host, and it is the same: %+v", b.Peers)
+	}
 }
 
 func TestEveryKindThatAPlacementShowsIsWatched(t *testing.T) {

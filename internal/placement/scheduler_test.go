@@ -355,7 +355,14 @@ func TestPlacementsThatSayTheSameAreTheSame(t *testing.T) {
 		numbered.VNI = 70000
 		s.d.VPCs.Put(tx, &numbered)
 	})
-	s.host("h2", "us-south-1")
+	for id, address := range map[string]string{"h": "192.0.2.1", "h2": ""} {
+		s.host(id, "us-south-1")
+		if address != "" {
+			if err := placement.SetAddress(t.Context(), s.d, id, netip.MustParseAddr(address)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	a = read()
 	if err := placement.SetAddress(t.Context(), s.d, "h2", netip.MustParseAddr("192.0.2.2")); err != nil {
 		t.Fatal(err)

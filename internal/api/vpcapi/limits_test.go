@@ -95,7 +95,9 @@ func TestAnInstanceHasNoMoreOfAnythingThanItsLimits(t *testing.T) {
 	for range vpc.MaxInstanceKeys + 1 {
 		keys = append(keys, object{"id": key})
 	}
-	nic := func(groups []object) object { return object{"subnet": object{"id": subnetID}, "security_groups": groups} }
+	nic := func(groups []object) object {
+		return object{"subnet": object{"id": subnetID}, "security_groups": groups}
+	}
 	for what, more := range map[string]object{
 		"security groups": {"primary_network_interface": nic(groups)},
 		"interfaces":      {"network_interfaces": slices.Repeat([]object{nic(nil)}, vpc.MaxInterfaces)},

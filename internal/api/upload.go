@@ -15,7 +15,7 @@ import (
 const uploadPause = 60 * time.Second
 
 // Upload registers a route whose body is a file, which is not read into memory
-// and may take as long as it needs. load finds what the file is for; the caller
+// and may take as long as its size calls for (see [Pace]). load finds what the file is for; the caller
 // needs the action on it before receive reads the first byte, and again in the
 // transaction in which do takes the file. receive must bound what it reads. The
 // file is closed in any case: closing drops one that do has not taken.
@@ -34,7 +34,7 @@ func Upload[T any, F io.Closer](f *Family, pattern, action, event string,
 		if err != nil {
 			return Reply{}, c.recordFailure(event, target, err)
 		}
-		file, err := receive(c, &patient{r: c.R.Body, control: http.NewResponseController(c.w)}, obj)
+		file, err := receive(c, &patient{r: c.R.Body, control: http.NewResponseController(c.w), now: c.Now}, obj)
 		if err != nil {
 			return Reply{}, c.recordFailure(event, target, err)
 		}
@@ -65,12 +65,14 @@ func Upload[T any, F io.Closer](f *Family, pattern, action, event string,
 	})
 }
 
-// patient reads a body for as long as something comes: it moves the deadlines of
-// the connection, which are made for small bodies.
+// patient reads a body for as long as enough comes: it moves the deadlines of the
+// connection, which are made for small bodies.
 type patient struct {
 	r       io.Reader
 	control *http.ResponseController
 	moved   time.Time
+	now     func() time.Time
+	pace    Pace
 }
 
 func (p *patient) Read(b []byte) (int, error) {
@@ -84,5 +86,9 @@ func (p *patient) Read(b []byte) (int, error) {
 			}
 		}
 	}
-	return p.r.Read(b)
+	n, err := p.r.Read(b)
+	if slow := p.pace.Add(p.now(), n); slow != nil {
+		return n, slow
+	}
+	return n, err
 }

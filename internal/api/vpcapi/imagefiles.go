@@ -1,6 +1,7 @@
 package vpcapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -17,17 +18,23 @@ import (
 	"syscall"
 	"time"
 
+	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/store/blob"
 	"tabard.dev/tabard/internal/vpc"
 )
 
-// Bounds on image files and on fetching them.
+// Bounds on image files and on fetching them. They are our choice.
 const (
-	DefaultMaxImage = 32 << 30 // bytes
+	DefaultMaxImage     = 32 << 30  // bytes
+	DefaultAccountBytes = 100 << 30 // of all image files of an account
 
-	maxFetches     = 2 // at a time
+	leastReserve = 1 << 30  // bytes
+	reservePart  = 20       // of the file system: a twentieth
+	roomEvery    = 64 << 20 // bytes written between two looks at the room that is left
+
+	maxFetches     = 4 // at a time, each of another account
 	maxRedirects   = 5
 	fetchDial      = 10 * time.Second
 	fetchPause     = 60 * time.Second // in which nothing comes
@@ -48,6 +55,18 @@ type ImagesConfig struct {
 	// MaxBytes bounds the file of one image; 0 means DefaultMaxImage.
 	MaxBytes int64
 
+	// AccountBytes bounds the files of all images of an account together, those
+	// that are still coming included; 0 means DefaultAccountBytes.
+	AccountBytes int64
+
+	// Reserve is how many bytes of the file system that Blobs is on images leave
+	// free for what else is on it, the IAM server's own records first; 0 means a
+	// twentieth of it, at least 1 GiB.
+	Reserve int64
+
+	// Now tells how fast a fetched file comes; nil means time.Now.
+	Now func() time.Time
+
 	// OperatorAccount may have images fetched from the operator's own networks
 	// and from this machine. What other accounts name must be on the internet:
 	// whoever can boot a file can read it.
@@ -57,14 +76,28 @@ type ImagesConfig struct {
 // Images keeps the files of registered images: it takes uploads, fetches what is
 // at URLs, and removes the files of deleted images. Run must be running for the
 // last two.
-type Images struct{ cfg ImagesConfig }
+type Images struct {
+	cfg ImagesConfig
+
+	mu       sync.Mutex
+	arriving map[string]*arrival // by image
+	written  int64               // bytes since the last look at the room that is left
+}
+
+// arrival is a file that is coming.
+type arrival struct {
+	image *vpc.Image
+	bytes int64
+}
 
 // NewImages returns the keeper of image files.
 func NewImages(cfg ImagesConfig) *Images {
-	if cfg.MaxBytes == 0 {
-		cfg.MaxBytes = DefaultMaxImage
+	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, DefaultMaxImage)
+	cfg.AccountBytes = cmp.Or(cfg.AccountBytes, DefaultAccountBytes)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
-	return &Images{cfg}
+	return &Images{cfg: cfg, arriving: map[string]*arrival{}}
 }
 
 func (m *Images) maxBytes() int64 {
@@ -84,10 +117,105 @@ type imageFile struct {
 	*blob.Writer
 	format string
 	disk   int64
+	leave  func()
 }
 
 // Close drops the file unless it was taken.
-func (f *imageFile) Close() error { return f.Abort() }
+func (f *imageFile) Close() error {
+	defer f.leave()
+	return f.Abort()
+}
+
+// arrive makes room for the file of an image, one at a time, of which bytes are
+// known to come; 0 means that their number is not known.
+func (m *Images) arrive(i *vpc.Image, bytes int64) (*arrival, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.arriving[i.ID] != nil {
+		return nil, invalidState("The file of the image %s is coming already; wait for it, or delete the image.", i.ID)
+	}
+	a := &arrival{image: i}
+	if err := m.quota(a, bytes); err != nil {
+		return nil, err
+	}
+	if err := m.room(bytes); err != nil {
+		return nil, err
+	}
+	m.arriving[i.ID] = a
+	return a, nil
+}
+
+// leave ends an arrival: its bytes are the image's, or gone.
+func (m *Images) leave(a *arrival) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.arriving[a.image.ID] == a {
+		delete(m.arriving, a.image.ID)
+	}
+}
+
+// grow admits n more bytes of a file.
+func (m *Images) grow(a *arrival, n int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.quota(a, n); err != nil {
+		return err
+	}
+	a.bytes += n
+	if m.written += n; m.written < roomEvery {
+		return nil
+	}
+	m.written = 0
+	return m.room(n)
+}
+
+// quota refuses n more bytes of an account that has no room for them. A file
+// that is being taken counts twice for that moment. The caller holds the lock.
+func (m *Images) quota(a *arrival, n int64) error {
+	sum := n
+	for _, i := range m.cfg.Directory.ImagesByAccount.Get(a.image.AccountID) {
+		sum += i.Bytes
+	}
+	for _, other := range m.arriving {
+		if other.image.AccountID == a.image.AccountID {
+			sum += other.bytes
+		}
+	}
+	if sum > m.cfg.AccountBytes {
+		return fault.New(fault.Invalid, "over_quota", "The image files of the account can have %d bytes together, and with this one they have more; delete other images first.", m.cfg.AccountBytes)
+	}
+	return nil
+}
+
+// room refuses n more bytes when they would leave less than the reserve.
+func (m *Images) room(n int64) error {
+	free, total, err := m.cfg.Blobs.Space()
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		return nil // a full disk is seen when it is full
+	case err != nil:
+		return fault.Of(err)
+	}
+	if reserve := cmp.Or(m.cfg.Reserve, max(leastReserve, total/reservePart)); free-n < reserve {
+		return fault.New(fault.Unavailable, insufficientStorage, "The server has no room for the file.").
+			Because(fmt.Errorf("%d bytes are free, of which %d are kept for other things", free, reserve))
+	}
+	return nil
+}
+
+// admitted writes what of a file is admitted.
+type admitted struct {
+	w io.Writer
+	m *Images
+	a *arrival
+}
+
+func (x *admitted) Write(p []byte) (int, error) {
+	if err := x.m.grow(x.a, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return x.w.Write(p)
+}
 
 // failing remembers why a write failed, to tell it from a failing read.
 type failing struct {
@@ -101,12 +229,22 @@ func (f *failing) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// receive keeps a file and checks it. What is wrong with it is a fault.
-func (m *Images) receive(id string, body io.Reader, expect string) (_ *imageFile, err error) {
+// receive keeps a file of an image and checks it. bytes is how many are said to
+// come; less than 1 means that nobody said. What is wrong with it is a fault.
+func (m *Images) receive(i *vpc.Image, body io.Reader, bytes int64, expect string) (_ *imageFile, err error) {
 	if m == nil {
 		return nil, fault.New(fault.Invalid, "bad_request", "This server keeps no images.")
 	}
-	w, err := m.cfg.Blobs.Create(id)
+	a, err := m.arrive(i, max(0, bytes))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			m.leave(a)
+		}
+	}()
+	w, err := m.cfg.Blobs.Create(i.ID)
 	if err != nil {
 		return nil, stored(err)
 	}
@@ -115,11 +253,13 @@ func (m *Images) receive(id string, body io.Reader, expect string) (_ *imageFile
 			err = errors.Join(err, w.Abort())
 		}
 	}()
-	sink := &failing{w: w}
+	sink := &failing{w: &admitted{w, m, a}}
 	_, err = io.Copy(sink, io.LimitReader(body, m.cfg.MaxBytes+1))
 	switch {
 	case sink.err != nil:
 		return nil, stored(sink.err)
+	case fault.Is(err, fault.Invalid):
+		return nil, err
 	case err != nil:
 		return nil, fault.New(fault.Invalid, "bad_request", "The file ended after %d bytes, before it was whole.", w.Size()).Because(err)
 	case w.Size() > m.cfg.MaxBytes:
@@ -131,7 +271,7 @@ func (m *Images) receive(id string, body io.Reader, expect string) (_ *imageFile
 	if err != nil {
 		return nil, stored(err)
 	}
-	file := &imageFile{Writer: w}
+	file := &imageFile{Writer: w, leave: func() { m.leave(a) }}
 	if file.format, file.disk, err = vpc.InspectDisk(head, w.Size()); err != nil {
 		return nil, fault.New(fault.Invalid, "validation_failure", "The file cannot be used: %v.", err)
 	}
@@ -173,30 +313,32 @@ func (m *Images) Run(ctx context.Context) {
 
 	var jobs sync.WaitGroup
 	defer jobs.Wait()
-	done := make(chan string)
-	fetching := map[string]context.CancelFunc{}
+	done := make(chan *vpc.Image)
+	fetching := map[string]fetch{} // by account
 	defer func() {
-		for _, cancel := range fetching {
-			cancel()
+		for _, f := range fetching {
+			f.cancel()
 		}
 	}()
+	line := turns{}
 	for {
-		for id, cancel := range fetching {
-			if i, ok := m.cfg.Directory.Images.Get(id); !ok || i.Status != vpc.Pending {
-				cancel()
+		for _, f := range fetching {
+			if i, ok := m.cfg.Directory.Images.Get(f.image); !ok || i.Status != vpc.Pending {
+				f.cancel()
 			}
 		}
 		m.dropOrphans()
-		for _, i := range m.oldestFirst() {
-			if i.Status != vpc.Pending || i.Source == "" || fetching[i.ID] != nil || len(fetching) >= maxFetches {
+		for _, i := range line.order(m.waiting()) {
+			if _, busy := fetching[i.AccountID]; busy || len(fetching) >= maxFetches {
 				continue
 			}
 			fetchCtx, cancel := context.WithTimeout(ctx, fetchTime)
-			fetching[i.ID] = cancel
+			fetching[i.AccountID] = fetch{i.ID, cancel}
+			line.take(i.AccountID)
 			jobs.Go(func() {
 				m.fetch(fetchCtx, i)
 				select {
-				case done <- i.ID:
+				case done <- i:
 				case <-ctx.Done():
 				}
 			})
@@ -204,19 +346,48 @@ func (m *Images) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case id := <-done:
-			fetching[id]()
-			delete(fetching, id)
+		case i := <-done:
+			fetching[i.AccountID].cancel()
+			delete(fetching, i.AccountID)
 		case <-w.C:
 		case <-ticker.C:
 		}
 	}
 }
 
-func (m *Images) oldestFirst() []*vpc.Image {
-	all := m.cfg.Directory.Images.All()
-	slices.SortFunc(all, func(a, b *vpc.Image) int { return a.CreatedAt.Compare(b.CreatedAt) })
-	return all
+// fetch is a fetch under way.
+type fetch struct {
+	image  string
+	cancel context.CancelFunc
+}
+
+// waiting returns the images whose file is to be fetched.
+func (m *Images) waiting() []*vpc.Image {
+	return slices.DeleteFunc(m.cfg.Directory.Images.All(), func(i *vpc.Image) bool {
+		return i.Status != vpc.Pending || i.Source == ""
+	})
+}
+
+// turns says when the last turn of each account was. An account has one image
+// fetched at a time, and when there is place for another fetch, it is the turn of
+// the account that has waited longest since its last one: so nobody waits for all
+// the images that somebody else has asked for.
+type turns map[string]int
+
+func (t turns) take(account string) {
+	last := 0
+	for _, n := range t {
+		last = max(last, n)
+	}
+	t[account] = last + 1
+}
+
+// order sorts images by whose turn it is; those of one account, oldest first.
+func (t turns) order(images []*vpc.Image) []*vpc.Image {
+	slices.SortFunc(images, func(a, b *vpc.Image) int {
+		return cmp.Or(cmp.Compare(t[a.AccountID], t[b.AccountID]), a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
+	})
+	return images
 }
 
 // dropOrphans removes files without an image: those of deleted ones, and what a
@@ -408,23 +579,28 @@ func (m *Images) answer(resp *http.Response, i *vpc.Image, cancel context.Cancel
 	case resp.ContentLength > m.cfg.MaxBytes:
 		return nil, "", tooLarge(m.cfg.MaxBytes)
 	}
-	body := &restless{r: resp.Body, timer: time.AfterFunc(fetchPause, func() { cancel(errStalled) })}
+	body := &restless{r: resp.Body, timer: time.AfterFunc(fetchPause, func() { cancel(errStalled) }), now: m.cfg.Now}
 	defer body.timer.Stop()
-	file, err := m.receive(i.ID, body, i.Expect)
+	file, err := m.receive(i, body, resp.ContentLength, i.Expect)
 	return file, "", err
 }
 
 var errStalled = fmt.Errorf("nothing came for %s", fetchPause)
 
-// restless ends a fetch during which nothing comes.
+// restless ends a fetch during which nothing comes, or too little.
 type restless struct {
 	r     io.Reader
 	timer *time.Timer
+	now   func() time.Time
+	pace  api.Pace
 }
 
 func (r *restless) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
 	r.timer.Reset(fetchPause)
+	if slow := r.pace.Add(r.now(), n); slow != nil {
+		return n, slow
+	}
 	return n, err
 }
 

@@ -321,7 +321,7 @@ func (s *service) receiveFile(c *api.Call, body io.Reader, i *vpc.Image) (*image
 	if n := s.opts.Images.maxBytes(); c.R.ContentLength > n {
 		return nil, tooLarge(n)
 	}
-	return s.opts.Images.receive(i.ID, body, cmp.Or(expect, i.Expect))
+	return s.opts.Images.receive(i, body, c.R.ContentLength, cmp.Or(expect, i.Expect))
 }
 
 func (s *service) takeFile(c *api.Call, tx *directory.Tx, file *imageFile, i *vpc.Image) (api.Reply, api.Target, error) {

@@ -39,16 +39,20 @@ const maxImage = 1 << 20
 
 func newLibrary(t *testing.T) *library {
 	t.Helper()
+	return newLibraryIn(t, filepath.Join(t.TempDir(), "images"), vpcapi.ImagesConfig{MaxBytes: maxImage, Reserve: 1})
+}
+
+// newLibraryIn keeps its images in a directory.
+func newLibraryIn(t *testing.T, dir string, cfg vpcapi.ImagesConfig) *library {
+	t.Helper()
 	w := &world{Env: apitest.New(t), t: t}
 	w.d = w.Config.Directory
-	dir := filepath.Join(t.TempDir(), "images")
 	blobs, err := blob.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	images := vpcapi.NewImages(vpcapi.ImagesConfig{
-		Directory: w.d, Blobs: blobs, Log: slog.New(slog.DiscardHandler), MaxBytes: maxImage, OperatorAccount: w.Owner.AccountID,
-	})
+	cfg.Directory, cfg.Blobs, cfg.Log, cfg.OperatorAccount = w.d, blobs, slog.New(slog.DiscardHandler), w.Owner.AccountID
+	images := vpcapi.NewImages(cfg)
 	vpcapi.Register(w.Mux, w.Config, vpcapi.Options{Images: images})
 	return &library{w, dir, images}
 }

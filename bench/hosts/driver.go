@@ -51,7 +51,7 @@ func (d *loopback) Start(ctx context.Context, m host.Machine, h host.Handlers) e
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.machines == nil || d.machines[m.ID] != nil {
-		l.Close()
+		_ = l.Close()
 		return fmt.Errorf("machine %s runs already, or the driver is closed", m.ID)
 	}
 	d.machines[m.ID] = x

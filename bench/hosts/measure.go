@@ -62,11 +62,11 @@ func measure(ctx context.Context, o options) (err error) {
 	}
 	defer func() {
 		// Resumed first: what is stopped by a signal does not end.
-		b.agent.stop()
+		_ = b.agent.stop()
 		if b.server != nil {
 			_ = b.server.cmd.Process.Signal(syscall.SIGCONT)
 		}
-		b.server.stop()
+		_ = b.server.stop()
 	}()
 	if err := b.open(ctx); err != nil {
 		return err
@@ -335,7 +335,7 @@ func (b *bench) restart(ctx context.Context) error {
 // quiet waits until the server and the agent have done what was left to do.
 func (b *bench) quiet(ctx context.Context) error {
 	const look, idle = 250 * time.Millisecond, 3 * tick
-	last := time.Duration(-time.Hour)
+	last := -time.Hour
 	return b.until(ctx, func(ctx context.Context) (string, error) {
 		time.Sleep(look)
 		a, err := b.agent.processor()
@@ -428,7 +428,7 @@ func (b *bench) compare(ctx context.Context, programs []*program) error {
 	if err != nil {
 		return err
 	}
-	defer bare.stop()
+	defer func() { _ = bare.stop() }()
 	signer, err := newSigner()
 	if err != nil {
 		return err

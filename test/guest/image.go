@@ -136,7 +136,7 @@ func attempt(ctx context.Context, cache string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(work)
+	defer func() { _ = os.RemoveAll(work) }()
 	b := &builder{ctx: ctx, work: work}
 	if err := b.gather(); err != nil {
 		return "", err

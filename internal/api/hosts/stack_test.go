@@ -30,7 +30,6 @@ import (
 	"tabard.dev/tabard/internal/api/apitest"
 	"tabard.dev/tabard/internal/api/hosts"
 	"tabard.dev/tabard/internal/attest"
-	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/grant"
@@ -422,15 +421,6 @@ func (r *reader) ends() time.Duration {
 			r.s.T.Fatal("the stream does not end")
 		}
 	}
-}
-
-func (s *stack) hostOf(id string) *cluster.Host {
-	s.T.Helper()
-	h, ok := s.d.Hosts.Get(id)
-	if !ok {
-		s.T.Fatalf("no host %s", id)
-	}
-	return h
 }
 
 // instanceLogin exchanges an identity token as the metadata service of the

@@ -520,6 +520,7 @@ func (m *Images) download(ctx context.Context, i *vpc.Image) (*imageFile, error)
 		if err := validSource(target, i.Expect != ""); err != nil {
 			return nil, told{err}
 		}
+		//nolint:bodyclose // closeAll closes it
 		resp, closeAll, err := m.ask(ctx, target, i.AccountID == m.cfg.OperatorAccount)
 		if err != nil {
 			return nil, err

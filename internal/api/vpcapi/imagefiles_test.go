@@ -28,7 +28,7 @@ type poured struct {
 // pour uploads a file whose length nobody says beforehand.
 func (l *library) pour(id string, body io.Reader) poured {
 	l.t.Helper()
-	req := httptest.NewRequest("PUT", path("/images/"+id+"/file"), io.NopCloser(body))
+	req := httptest.NewRequest(http.MethodPut, path("/images/"+id+"/file"), io.NopCloser(body))
 	req.ContentLength = -1
 	req.Header.Set("Authorization", "Bearer "+l.Owner.AccountID+"/"+l.Owner.IAMID)
 	rec := httptest.NewRecorder()

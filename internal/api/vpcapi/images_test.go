@@ -230,7 +230,7 @@ func TestAnUploadThatBreaksOffLeavesNothing(t *testing.T) {
 		"broken":         io.MultiReader(bytes.NewReader(disk()), iotest.ErrReader(io.ErrUnexpectedEOF)),
 		"without an end": io.LimitReader(zeros{}, 10*maxImage), // its length is not known beforehand
 	} {
-		req := httptest.NewRequest("PUT", path("/images/"+id+"/file"), io.NopCloser(body))
+		req := httptest.NewRequest(http.MethodPut, path("/images/"+id+"/file"), io.NopCloser(body))
 		req.ContentLength = -1
 		req.Header.Set("Authorization", "Bearer "+l.Owner.AccountID+"/"+l.Owner.IAMID)
 		rec := httptest.NewRecorder()
@@ -270,7 +270,7 @@ func TestASlowUploadOutlivesTheServersTimeouts(t *testing.T) {
 		}
 		feed.Close()
 	}()
-	req, err := http.NewRequest("PUT", server.URL+path("/images/"+id+"/file"), body)
+	req, err := http.NewRequest(http.MethodPut, server.URL+path("/images/"+id+"/file"), body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +281,7 @@ func TestASlowUploadOutlivesTheServersTimeouts(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)
-	if resp.StatusCode != 200 || err != nil {
+	if resp.StatusCode != http.StatusOK || err != nil {
 		t.Errorf("%s %s %v", resp.Status, answer, err)
 	}
 }
@@ -419,7 +419,7 @@ func TestAFetchBeginsAgainWhenTheServerWasStopped(t *testing.T) {
 		hang := first
 		first = false
 		if hang {
-			w.WriteHeader(200)
+			w.WriteHeader(http.StatusOK)
 			_, _ = w.Write(disk()[:100])
 			_ = http.NewResponseController(w).Flush()
 			asked <- struct{}{}
@@ -447,7 +447,7 @@ func TestDeletingAnImageEndsItsFetch(t *testing.T) {
 	l := newLibrary(t)
 	ended, asked := make(chan struct{}), make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(200)
+		w.WriteHeader(http.StatusOK)
 		_, _ = w.Write(disk()[:100])
 		_ = http.NewResponseController(w).Flush()
 		close(asked)

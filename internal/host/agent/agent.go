@@ -324,7 +324,7 @@ func (a *Agent) close() {
 		a.client.http.CloseIdleConnections()
 	}
 	if a.monitor != nil {
-		a.monitor.Close()
+		_ = a.monitor.Close() // Run may have closed it
 	}
 	if a.lock != nil {
 		a.lock.Close()

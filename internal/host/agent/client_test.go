@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -178,8 +179,7 @@ func TestOneLoginServesAllWhoWait(t *testing.T) {
 }
 
 func TestATokenThatTheServerTakesNoMoreIsReplacedOnceForAll(t *testing.T) {
-	var l *logins
-	l = &logins{life: 600, call: func(w http.ResponseWriter, r *http.Request) {
+	l := &logins{life: 600, call: func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") == "Bearer t1" {
 			w.WriteHeader(http.StatusUnauthorized)
 			_ = json.NewEncoder(w).Encode(link.FaultBody{Fault: link.FaultOf(fault.New(fault.Unauthenticated, "token_invalid", "x"))})
@@ -241,8 +241,11 @@ func TestWhatIsNoAnswerMeansThatTheServerIsAway(t *testing.T) {
 			fmt.Fprint(w, `{"access_token":"`+strings.Repeat("x", 2<<20)+`"}`)
 		},
 		"a broken proxy": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "bad gateway", http.StatusBadGateway) },
-		"an empty fault": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500); fmt.Fprint(w, `{"fault":{}}`) },
-		"a hang-up":      func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"an empty fault": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			fmt.Fprint(w, `{"fault":{}}`)
+		},
+		"a hang-up": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
 		l := &logins{life: 600, call: answer}
 		for _, at := range []string{"at the token endpoint", "at the exchange"} {
@@ -281,7 +284,7 @@ func TestAStreamThatMakesNoSenseEnds(t *testing.T) {
 		"garbage": "<html>\n", "a line without ends": strings.Repeat("x", link.MaxMessage+10), "a wrong type": `{"synced":"yes"}` + "\n",
 	} {
 		srv := httptest.NewServer(&logins{life: 600, call: func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, body) }})
-		if err := testClient(t, srv).stream(t.Context(), link.Capacity{}, func(link.Message) error { return nil }); err == nil || err == io.EOF {
+		if err := testClient(t, srv).stream(t.Context(), link.Capacity{}, func(link.Message) error { return nil }); err == nil || errors.Is(err, io.EOF) {
 			t.Errorf("%s: %v", name, err)
 		}
 		srv.Close()

@@ -330,9 +330,7 @@ func TestWhateverCrashesEveryEventIsDeliveredOnceAndInOrder(t *testing.T) {
 					t.Fatal(err)
 				}
 				if r.IntN(8) > 0 {
-					for _, e := range texts(t, docs(b)) {
-						promised = append(promised, e)
-					}
+					promised = append(promised, texts(t, docs(b))...)
 					continue
 				}
 				// The host goes down in the middle of it.

@@ -461,7 +461,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 		}
 		size := binary.BigEndian.Uint32(b.head[:])
 		if size < minPacket || size > maxPacket {
-			b.Conn.Close()
+			b.Close()
 			return 0, fmt.Errorf("libvirt sent a message of %d bytes", size)
 		}
 		b.have, b.left = 0, int(size)-len(b.head)

@@ -76,7 +76,7 @@ func (r records) write(space string, rec record) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }() // it is gone when it has got its name
 	err = json.NewEncoder(f).Encode(rec)
 	if err == nil {
 		err = f.Sync()

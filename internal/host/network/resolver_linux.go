@@ -63,7 +63,7 @@ func startResolver(ctx context.Context, device string, gateway, machine netip.Ad
 func (r *resolver) stop() {
 	r.cancel()
 	r.packets.Close()
-	r.streams.Close()
+	_ = r.streams.Close()
 	r.running.Wait()
 }
 

@@ -329,7 +329,7 @@ func listen(dir string) (file *os.File, err error) {
 		}
 		socket := l.(*net.UnixListener)
 		socket.SetUnlinkOnClose(false)
-		defer socket.Close()
+		defer func() { _ = socket.Close() }()
 		file, err = socket.File()
 		return err
 	})

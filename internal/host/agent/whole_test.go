@@ -342,7 +342,7 @@ func TestAHostServesItsInstancesWhoeverIsAway(t *testing.T) {
 		return ok && p.Instance.Status == "running"
 	})
 	given := 1
-	if resp, b := iamToken(t, d.at(id), identityToken(t, d.at(id))); resp.StatusCode != 200 {
+	if resp, b := iamToken(t, d.at(id), identityToken(t, d.at(id))); resp.StatusCode != http.StatusOK {
 		t.Fatalf("%d %s", resp.StatusCode, b)
 	}
 	access, err := a.client.access(t.Context(), "")
@@ -373,7 +373,7 @@ func TestAHostServesItsInstancesWhoeverIsAway(t *testing.T) {
 	eventually(t, "the host is connected again", a.Connected)
 	eventually(t, "access tokens", func() bool {
 		resp, _ := iamToken(t, d.at(id), identity)
-		return resp.StatusCode == 200
+		return resp.StatusCode == http.StatusOK
 	})
 	eventually(t, "the events", func() bool { return a.outbox.Waiting() == 0 })
 	ids := in.eventIDs("is.metadata.jwt-token.create")

@@ -32,8 +32,11 @@ type Controller struct {
 	cfg  ControllerConfig
 	done chan struct{} // signalled when work on a machine has ended
 
+	settled chan struct{} // closed when the work that the first look began has ended
+
 	mu       sync.Mutex
 	machines map[string]*machine
+	first    map[string]bool // machines that this work is about; nil once it has ended
 }
 
 // machine is what the controller knows of one.
@@ -52,7 +55,7 @@ type machine struct {
 
 // NewController returns a controller; Run makes it work.
 func NewController(cfg ControllerConfig) *Controller {
-	return &Controller{cfg: cfg, done: make(chan struct{}, 1), machines: map[string]*machine{}}
+	return &Controller{cfg: cfg, done: make(chan struct{}, 1), settled: make(chan struct{}), machines: map[string]*machine{}, first: map[string]bool{}}
 }
 
 // parallel bounds the machines that are worked on at a time.
@@ -73,7 +76,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	ticker := time.NewTicker(sweep)
 	defer ticker.Stop()
 	for {
-		c.look(ctx, &work, slots)
+		if c.look(ctx, &work, slots) {
+			c.settle("")
+		}
 		select {
 		case <-ctx.Done():
 			work.Wait()
@@ -101,11 +106,29 @@ func (c *Controller) ended(id string) {
 	}
 }
 
-// look starts work on every machine that is not where its instance says.
-func (c *Controller) look(ctx context.Context, work *sync.WaitGroup, slots chan struct{}) {
+// Settled is closed once each instance that was there at the beginning has been
+// seen to: it runs again, or it was tried.
+func (c *Controller) Settled() <-chan struct{} { return c.settled }
+
+// settle notes that the first work on a machine has ended; "" is none.
+func (c *Controller) settle(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.first == nil {
+		return
+	}
+	if delete(c.first, id); len(c.first) == 0 {
+		c.first = nil
+		close(c.settled)
+	}
+}
+
+// look starts work on every machine that is not where its instance says. It
+// reports whether it is known where they say.
+func (c *Controller) look(ctx context.Context, work *sync.WaitGroup, slots chan struct{}) bool {
 	placed, known := c.cfg.World.Placements()
 	if !known || ctx.Err() != nil {
-		return
+		return false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -130,7 +153,11 @@ func (c *Controller) look(ctx context.Context, work *sync.WaitGroup, slots chan 
 			continue
 		}
 		m.busy, m.working, m.missed = true, revisionOf(p), false
+		if c.first != nil {
+			c.first[id] = true
+		}
 		work.Go(func() {
+			defer c.settle(id)
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			ok := ctx.Err() == nil && c.try(ctx, id, p, do)
@@ -148,6 +175,7 @@ func (c *Controller) look(ctx context.Context, work *sync.WaitGroup, slots chan 
 			}
 		})
 	}
+	return true
 }
 
 func revisionOf(p *vpc.Placement) int64 {

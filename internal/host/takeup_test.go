@@ -49,3 +49,37 @@ func TestAMachineThatTheDriverRefusesHasFailed(t *testing.T) {
 		t.Errorf("reason %q", i.StatusReason)
 	}
 }
+
+func TestItIsSettledWhenWhatWasThereHasBeenSeenTo(t *testing.T) {
+	s := start(t)
+	s.instance("h1", vpc.Running)
+	goOn := make(chan struct{})
+	s.driver.onStart = func(context.Context, string) error {
+		<-goOn
+		return errors.New("it does not start")
+	}
+	s.run()
+	s.instance("h1", vpc.Stopped) // the controller looks again, and waits still
+	for len(s.driver.called()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case <-s.controller.Settled():
+		t.Fatal("it is settled while a machine starts")
+	default:
+	}
+	close(goOn)
+	select {
+	case <-s.controller.Settled():
+	case <-time.After(patience):
+		t.Fatal("it is not settled after the machine was tried")
+	}
+
+	s = start(t)
+	s.run()
+	select {
+	case <-s.controller.Settled():
+	case <-time.After(patience):
+		t.Fatal("it is not settled with nothing to do")
+	}
+}

@@ -3,6 +3,7 @@ package server
 import (
 	"io"
 	"net/http"
+	"time"
 
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/api/accessgroups"
@@ -41,6 +42,10 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 			answer(w, http.StatusServiceUnavailable, "stopping\n")
 			return
 		}
+		if s.host != nil && !s.instancesSeenTo() {
+			answer(w, http.StatusServiceUnavailable, "starting instances\n")
+			return
+		}
 		answer(w, http.StatusOK, "serving\n")
 	})
 	mux.Handle("GET /metrics", c.metrics.handler())
@@ -63,6 +68,21 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 
 	api.NotFoundRoute(mux, c.api)
 	return mux
+}
+
+// instancePatience is how long the server waits for the instances of its own
+// machine before it says that it is ready without them.
+const instancePatience = 5 * time.Second
+
+// instancesSeenTo reports whether the instances of the server's own machine run
+// again, as far as they can, after a restart.
+func (s *Server) instancesSeenTo() bool {
+	select {
+	case <-s.host.Settled():
+		return true
+	default:
+		return time.Since(s.opened) > instancePatience
+	}
 }
 
 func (s *Server) localAccess(id string) (any, bool) {

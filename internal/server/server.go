@@ -58,6 +58,7 @@ type Server struct {
 	disks      *blob.Store
 	images     *vpcapi.Images
 	stopping   chan struct{} // closed when streams are to end
+	opened     time.Time
 	mux        *http.ServeMux
 	listeners  []net.Listener
 	tls        *tls.Config // nil for plain HTTP
@@ -74,7 +75,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.Complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, stopping: make(chan struct{})}
+	s := &Server{cfg: cfg, stopping: make(chan struct{}), opened: time.Now()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())

@@ -370,7 +370,7 @@ func TestAHostThatLiesGetsNothingForAnothersInstances(t *testing.T) {
 				"reason": map[string]any{"reasonCode": 200, "reasonType": "OK"},
 			}
 		}
-		res := r.post("/v1/agent/events", bearer, map[string]any{"first": 1, "events": []any{
+		res := r.post("/v1/agent/events", bearer, map[string]any{"outbox": uuid.NewString(), "first": 1, "events": []any{
 			event(victim.CRN, "crn-"+victim.CRN), event(mine.CRN, "crn-"+victim.CRN), event(mine.CRN, "IBMid-owner"),
 		}})
 		if res.status != 200 {

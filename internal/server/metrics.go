@@ -54,6 +54,7 @@ var known = map[string]string{
 	"urn:ibm:params:oauth:grant-type:cr-token": "cr-token",
 	"urn:ibm:params:oauth:grant-type:assume":   "assume",
 	"refresh_token":                            "refresh_token",
+	"client_credentials":                       "client_credentials", // of host agents
 }
 
 func (m *metrics) granted(grant, outcome string, took time.Duration) {

@@ -276,9 +276,6 @@ func (a *Agent) joinNow(ctx context.Context, hc *http.Client, server, joinToken 
 	return nil
 }
 
-// Name is the host's name.
-func (a *Agent) Name() string { return a.id.Name }
-
 // Connected reports whether the server is there.
 func (a *Agent) Connected() bool { return a.connected.Load() }
 

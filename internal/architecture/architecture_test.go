@@ -27,11 +27,11 @@ var layers = []struct {
 	}},
 	{"state and proof", []string{
 		"internal/store", "internal/directory", "internal/journal", "internal/token", "internal/attest",
-		"internal/usage",
+		"internal/usage", "internal/kube",
 	}},
 	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention", "internal/placement"}},
 	{"edges", []string{
-		"internal/api", "internal/metadata", "internal/host", "internal/server", "internal/cli", "internal/demo", "cmd", "authz", "examples",
+		"internal/api", "internal/metadata", "internal/host", "internal/webhook", "internal/binding", "internal/server", "internal/cli", "internal/demo", "cmd", "authz", "examples",
 	}},
 }
 

@@ -34,10 +34,36 @@ type Cluster struct {
 	Issuer          string          `json:"issuer"` // exactly the iss of its tokens
 	Audience        string          `json:"audience"`
 
-	// Keys come from JWKS when it is given, else from the issuer's discovery
-	// document, whose server certificate CA vouches for when it is given.
-	JWKS json.RawMessage `json:"jwks,omitempty"`
-	CA   string          `json:"ca,omitempty"` // PEM
+	// Keys come from JWKS when it is given, else from the cluster's API server
+	// when that is given, else from the issuer's discovery document, whose server
+	// certificate CA vouches for when it is given.
+	JWKS   json.RawMessage `json:"jwks,omitempty"`
+	CA     string          `json:"ca,omitempty"` // PEM
+	Server *APIServer      `json:"server,omitempty"`
+
+	// Review has the cluster's API server asked about each token, by
+	// TokenReview, so that those of deleted pods and service accounts are
+	// refused. It needs Server.
+	Review bool `json:"review,omitempty"`
+
+	GroupIDs []string `json:"group_ids,omitempty"` // of the cluster groups it is in, sorted
+}
+
+// APIServer is how a cluster's API server is reached. Its URL is often another
+// than the issuer.
+type APIServer struct {
+	URL    string `json:"url"`              // https://host:port, without a path
+	CA     string `json:"ca,omitempty"`     // PEM; the system's authorities when empty
+	Sealed []byte `json:"sealed,omitempty"` // bearer token, see token.Sealer and SealLabel
+}
+
+// SealLabel ties a cluster's sealed bearer token to the cluster and to the
+// address that the token is sent to.
+func (c *Cluster) SealLabel() string {
+	if c.Server == nil {
+		return ""
+	}
+	return "API server " + c.Server.URL + " of cluster " + c.ID
 }
 
 // Validate checks what a caller gave.

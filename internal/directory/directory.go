@@ -86,6 +86,14 @@ type Directory struct {
 	Clusters          *Table[cluster.Cluster]
 	ClustersByIssuer  *Index[cluster.Cluster]
 	ClustersByAccount *Index[cluster.Cluster]
+	ClustersByGroup   *Index[cluster.Cluster] // key: group id
+
+	ClusterGroups          *Table[cluster.Group]
+	ClusterGroupsByAccount *Index[cluster.Group]
+
+	WorkloadIssuers          *Table[cluster.Issuer]
+	WorkloadIssuersByIssuer  *Index[cluster.Issuer] // key: the iss claim
+	WorkloadIssuersByAccount *Index[cluster.Issuer]
 
 	Hosts      *Table[cluster.Host]
 	HostsByKey *Index[cluster.Host] // key: key id
@@ -591,6 +599,22 @@ func (d *Directory) EndMembershipsOf(tx *Tx, accountID, issuer string) {
 // ClustersOf returns the clusters registered with an issuer.
 func (d *Directory) ClustersOf(issuer string) []*cluster.Cluster {
 	return d.ClustersByIssuer.Get(issuer)
+}
+
+// ClusterGroupNames returns the names of the groups that a cluster is in.
+func (d *Directory) ClusterGroupNames(c *cluster.Cluster) []string {
+	var names []string
+	for _, id := range c.GroupIDs {
+		if g, ok := d.ClusterGroups.Get(id); ok && g.AccountID == c.AccountID {
+			names = append(names, g.Name)
+		}
+	}
+	return names
+}
+
+// WorkloadIssuersOf returns the workload issuers registered with an issuer.
+func (d *Directory) WorkloadIssuersOf(issuer string) []*cluster.Issuer {
+	return d.WorkloadIssuersByIssuer.Get(issuer)
 }
 
 // ProvidersOf returns the identity providers registered with an issuer.

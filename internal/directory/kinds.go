@@ -111,6 +111,22 @@ func (d *Directory) define() {
 	}
 	d.ClustersByIssuer = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.Issuer} })
 	d.ClustersByAccount = d.Clusters.index(func(c *cluster.Cluster) []string { return []string{c.AccountID} })
+	d.ClustersByGroup = d.Clusters.index(func(c *cluster.Cluster) []string { return c.GroupIDs })
+
+	d.ClusterGroups = newTable(d, "cluster-group", "cluster group",
+		func(g *cluster.Group) *object.Meta { return &g.Meta },
+		func(g *cluster.Group) string { return g.ID })
+	d.ClusterGroups.unique = func(g *cluster.Group) []string { return []string{Key(g.AccountID, g.Name)} }
+	d.ClusterGroupsByAccount = d.ClusterGroups.index(func(g *cluster.Group) []string { return []string{g.AccountID} })
+
+	d.WorkloadIssuers = newTable(d, "workload-issuer", "workload issuer",
+		func(i *cluster.Issuer) *object.Meta { return &i.Meta },
+		func(i *cluster.Issuer) string { return i.ID })
+	d.WorkloadIssuers.unique = func(i *cluster.Issuer) []string {
+		return []string{Key(i.AccountID, "name", i.Name), Key(i.AccountID, "issuer", i.Issuer)}
+	}
+	d.WorkloadIssuersByIssuer = d.WorkloadIssuers.index(func(i *cluster.Issuer) []string { return []string{i.Issuer} })
+	d.WorkloadIssuersByAccount = d.WorkloadIssuers.index(func(i *cluster.Issuer) []string { return []string{i.AccountID} })
 
 	d.Hosts = newTable(d, KindHost, "host",
 		func(h *cluster.Host) *object.Meta { return &h.Meta },

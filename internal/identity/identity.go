@@ -133,9 +133,9 @@ type ProfileIdentity struct {
 // CRType is a type of compute resource.
 type CRType string
 
-// The compute resource types (reference/iam-identity.md section 4.3). Evidence
-// is verified for VSI, IKS_SA and ROKS_SA; links and rules of the others are
-// kept and never match.
+// The compute resource types: those of reference/iam-identity.md section 4.3,
+// and OIDC, which is ours. Evidence is verified for VSI, IKS_SA, ROKS_SA and
+// OIDC; links and rules of the others are kept and never match.
 const (
 	VSI    CRType = "VSI"
 	PVS    CRType = "PVS"
@@ -143,12 +143,13 @@ const (
 	IKSSA  CRType = "IKS_SA"
 	ROKSSA CRType = "ROKS_SA"
 	CE     CRType = "CE"
+	OIDC   CRType = "OIDC" // a job or service that another OpenID Connect issuer vouches for
 )
 
-// Valid reports whether t is one of the documented types.
+// Valid reports whether t is one of the types.
 func (t CRType) Valid() bool {
 	switch t {
-	case VSI, PVS, BMS, IKSSA, ROKSSA, CE:
+	case VSI, PVS, BMS, IKSSA, ROKSSA, CE, OIDC:
 		return true
 	}
 	return false

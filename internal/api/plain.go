@@ -2,6 +2,8 @@ package api
 
 import (
 	"net/http"
+	"strconv"
+	"time"
 
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/grant"
@@ -31,6 +33,17 @@ func PlainShape(c *Call, f *fault.Error) (int, any) {
 		Trace: TransactionID(c.R.Context()), StatusCode: status,
 		Errors: []PlainErrorItem{{Code: f.Code, Message: message}},
 	}
+}
+
+// WritePlainFault answers a request that no route has seen with a fault, in the
+// shape of our own families.
+func WritePlainFault(w http.ResponseWriter, r *http.Request, f *fault.Error) {
+	c := &Call{Family: &Family{Config: &Config{}, Shape: PlainShape}, R: r}
+	if f.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(f.RetryAfter/time.Second)))
+	}
+	status, body := PlainShape(c, f)
+	c.write(w, status, body)
 }
 
 // NotFoundRoute answers every path that no family has, in JSON.

@@ -61,6 +61,9 @@ type Server struct {
 	opened     time.Time
 	mux        *http.ServeMux
 	listeners  []net.Listener
+	gate       *gate
+	http       *http.Server
+	serving    *errgroup.Group // one for each listener; ended by http's end
 	tls        *tls.Config // nil for plain HTTP
 	lock       *os.File
 	draining   atomic.Bool
@@ -94,6 +97,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := s.bind(ctx); err != nil {
 		return nil, err
 	}
+	s.serve(ctx)
 
 	catalog, err := access.ParseCatalog(access.Builtin())
 	if err != nil {
@@ -424,26 +428,36 @@ const (
 	idleTimeout   = 2 * time.Minute
 	maxHeader     = 64 << 10 // bytes; an access token stands in one
 	drainTimeout  = 20 * time.Second
+	refuseTimeout = 2 * time.Second // for those who waited for a server that does not start
 )
 
-// Run serves until the context ends, then finishes the requests under way,
-// stops the machines and closes the store.
-func (s *Server) Run(ctx context.Context) error {
-	srv := &http.Server{
-		Handler:           s.handler(),
+// serve begins to take connections, before there is anything to serve: requests
+// wait at the gate until Run opens it.
+func (s *Server) serve(ctx context.Context) {
+	s.gate = newGate(s.refuseEarly)
+	s.http = &http.Server{
+		Handler:           api.WithTransaction(s.gate),
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
 		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	s.serving = &errgroup.Group{}
 	for _, l := range s.listeners {
-		group.Go(func() error {
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		s.serving.Go(func() error {
+			if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve %s: %w", l.Addr(), err)
 			}
 			return nil
 		})
 	}
+}
+
+// Run serves until the context ends, then finishes the requests under way,
+// stops the machines and closes the store.
+func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(s.serving.Wait)
+	s.gate.open(s.mux)
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	workers, background := errgroup.WithContext(background)
@@ -461,7 +475,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.cfg.Log.Info("stopping: finishing the requests under way")
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()
-		if err := srv.Shutdown(drain); err != nil {
+		if err := s.http.Shutdown(drain); err != nil {
 			return fmt.Errorf("drain: %w", err)
 		}
 		return nil
@@ -478,6 +492,18 @@ func (s *Server) Run(ctx context.Context) error {
 // Close releases what Open took. After Run there is nothing left to do.
 func (s *Server) Close() error {
 	var errs []error
+	if s.http != nil {
+		// After Run this finds nothing; a server that never ran refuses whom it
+		// let wait.
+		s.gate.open(nil)
+		refusing, cancel := context.WithTimeout(context.Background(), refuseTimeout)
+		if err := s.http.Shutdown(refusing); err != nil {
+			errs = append(errs, s.http.Close())
+		}
+		cancel()
+		errs = append(errs, s.serving.Wait())
+		s.http = nil
+	}
 	for _, l := range s.listeners {
 		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)

@@ -204,6 +204,13 @@ type wireContext struct {
 	Locale      string `json:"locale"`
 }
 
+// Refuse answers a request to the token endpoint that no route has seen, in the
+// endpoint's shape. Of the configuration it needs Issuer, Now and Log.
+func Refuse(w http.ResponseWriter, r *http.Request, cfg Config, f *fault.Error) {
+	h := &handler{cfg: cfg}
+	h.refuse(w, r, cfg.Now(), f)
+}
+
 func (h *handler) refuse(w http.ResponseWriter, r *http.Request, started time.Time, err error) {
 	f := fault.Of(err)
 	h.fail(w, r, started, f, grant.StatusOf(f.Kind))

@@ -189,7 +189,9 @@ func (w *Workloads) tryOne(ctx context.Context, issuer, raw string, r registrati
 	}
 	proof := o.proof
 	if proof.review != nil && w.Reviewer != nil {
-		proof.review.reviewer = w.Reviewer.uncached()
+		reviewer := w.Reviewer.uncached()
+		defer reviewer.Close()
+		proof.review.reviewer = reviewer
 	}
 	trace, refusal := proof.Review(ctx, true)
 	proof.Trace = append(proof.Trace, trace...)
@@ -198,6 +200,21 @@ func (w *Workloads) tryOne(ctx context.Context, issuer, raw string, r registrati
 		return Proof{}, refusal
 	}
 	return proof, nil
+}
+
+// CheckKeys fetches a cluster's keys now, or reads the uploaded ones, for the
+// moment of its registration, and returns their ids.
+func (w *Workloads) CheckKeys(ctx context.Context, c *cluster.Cluster) ([]string, error) {
+	return w.Keys.CheckIDs(ctx, c)
+}
+
+// CheckReview tells whether a cluster's API server can be asked about tokens,
+// for the moment of its registration.
+func (w *Workloads) CheckReview(ctx context.Context, c *cluster.Cluster) error {
+	if w.Reviewer == nil {
+		return errors.New("this server reviews no tokens")
+	}
+	return w.Reviewer.Check(ctx, c)
 }
 
 func present(raw string) (*presented, *Refusal) {

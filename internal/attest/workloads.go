@@ -219,7 +219,7 @@ func (w *Workloads) CheckReview(ctx context.Context, c *cluster.Cluster) error {
 
 func present(raw string) (*presented, *Refusal) {
 	p := &presented{raw: raw, steps: steps{names: workloadChecks}}
-	t, err := jwt.Parse(raw, jwt.Asymmetric, "", "JWT")
+	t, err := jwt.ParseOfIssuer(raw, jwt.Asymmetric, "", "JWT")
 	if err != nil {
 		r := p.steps.refuse(Malformed, CheckForm, "a signed JWT ("+algorithms()+")", err.Error(), "The compute resource token is not a JWT that can be checked.")
 		r.Cause = err

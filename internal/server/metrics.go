@@ -41,14 +41,14 @@ func newMetrics(d *directory.Directory) *metrics {
 		}, []string{"source", "outcome"}),
 		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tabard_token_reviews_total",
-			Help: "Reviews of pods' tokens by outcome (allowed, denied, or broken: the API server could not be asked), and by whether the API server was asked (yes) or a remembered answer served (no).",
-		}, []string{"outcome", "asked"}),
+			Help: "Reviews of pods' tokens by outcome (allowed, denied, or broken: the API server could not be asked), and by whether the answer was remembered (yes) or the API server was asked (no).",
+		}, []string{"outcome", "remembered"}),
 	}
 	count := func(name, help string, f func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f()) })
 	}
 	for _, outcome := range []string{attest.ReviewAllowed, attest.ReviewRefused, attest.ReviewBroken} {
-		m.reviews.WithLabelValues(outcome, "yes") // so that an alert has a zero to start from
+		m.reviews.WithLabelValues(outcome, "no") // so that an alert has a zero to start from
 	}
 	for _, source := range []string{attest.FromServer, attest.FromIssuer} {
 		m.fetches.WithLabelValues(source, "failed")
@@ -99,11 +99,11 @@ func (m *metrics) keysFetched(source string, failed bool) {
 }
 
 func (m *metrics) reviewed(outcome string, asked bool) {
-	label := "no"
+	remembered := "yes"
 	if asked {
-		label = "yes"
+		remembered = "no"
 	}
-	m.reviews.WithLabelValues(outcome, label).Inc()
+	m.reviews.WithLabelValues(outcome, remembered).Inc()
 }
 
 // credentialWarning is how long before its end a credential is counted.

@@ -29,6 +29,7 @@ type routesConfig struct {
 	proofs      *attest.HostProofs
 	sealer      *token.Sealer
 	clusterKeys *attest.Keys
+	workloads   *attest.Workloads
 	metrics     *metrics
 }
 

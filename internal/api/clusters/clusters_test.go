@@ -34,7 +34,8 @@ const nobody = "IBMid-NOBODY"
 
 func start(t *testing.T) *apitest.Env {
 	e := apitest.New(t)
-	clusters.Register(e.Mux, e.Config, &attest.Keys{Now: time.Now})
+	pods := &attest.Kubernetes{Clusters: e.Config.Directory, Keys: &attest.Keys{Now: time.Now}, Now: time.Now}
+	clusters.Register(e.Mux, e.Config, clusters.Options{Prover: &attest.Registrations{Kubernetes: pods}, Sealer: e.Sealer})
 	return e
 }
 

@@ -44,8 +44,8 @@ func registerGroups(f *api.Family) {
 	api.Change(f, "DELETE /v1/cluster_groups/{id}", groupDelete, groupDelete,
 		func(c *api.Call, _ *api.None) (*cluster.Group, api.Target, error) { return findGroup(c) }, deleteGroup)
 	const member = "/v1/cluster_groups/{id}/clusters/{cluster}"
-	api.Change(f, "PUT "+member, groupUpdate, groupUpdate+"-add", findMembership, addMember)
-	api.Change(f, "DELETE "+member, groupUpdate, groupUpdate+"-remove", findMembership, removeMember)
+	api.Change(f, "PUT "+member, groupUpdate, "containers-kubernetes.cluster-group.add-cluster", findMembership, addMember)
+	api.Change(f, "DELETE "+member, groupUpdate, "containers-kubernetes.cluster-group.remove-cluster", findMembership, removeMember)
 }
 
 // groupBody shows a cluster group. Clusters are those of its clusters that the
@@ -244,26 +244,27 @@ type membership struct {
 	cluster *cluster.Cluster
 }
 
-// findMembership needs rights over both: a group's rules let a cluster's pods
-// through, and a cluster's pods gain what a group's rules give. The right over
-// the group is the route's own, which is asked after this.
 func findMembership(c *api.Call, _ *api.None) (membership, api.Target, error) {
 	g, target, err := findGroup(c)
 	if err != nil {
 		return membership{}, target, err
 	}
-	if err := c.Authorize(groupUpdate, target.Resource); err != nil {
-		return membership{}, target, err
-	}
-	k, of, err := findBy(c, c.R.PathValue("cluster"))
-	if err != nil {
-		return membership{}, target, err
-	}
-	return membership{g, k}, target, c.Authorize(actionUpdate, of.Resource)
+	k, _, err := findBy(c, c.R.PathValue("cluster"))
+	return membership{g, k}, target, err
+}
+
+// authorize asks for the right over the cluster, beside the route's own over the
+// group: rules that name the group let the cluster's pods through, so both are
+// changed by it.
+func (m membership) authorize(c *api.Call) error {
+	return c.Authorize(actionUpdate, resourceOf(c, m.cluster))
 }
 
 func addMember(c *api.Call, tx *directory.Tx, _ *api.None, m membership) (api.Reply, api.Target, error) {
 	target := groupTarget(c, m.group)
+	if err := m.authorize(c); err != nil {
+		return api.Reply{}, target, err
+	}
 	next := *m.cluster
 	added, err := join(&next, m.group)
 	if err != nil {
@@ -276,13 +277,17 @@ func addMember(c *api.Call, tx *directory.Tx, _ *api.None, m membership) (api.Re
 }
 
 func removeMember(c *api.Call, tx *directory.Tx, _ *api.None, m membership) (api.Reply, api.Target, error) {
+	target := groupTarget(c, m.group)
+	if err := m.authorize(c); err != nil {
+		return api.Reply{}, target, err
+	}
 	next := *m.cluster
 	next.GroupIDs = without(m.cluster.GroupIDs, []string{m.group.ID})
 	removed := len(next.GroupIDs) < len(m.cluster.GroupIDs)
 	if removed {
 		c.Directory.Clusters.Put(tx, &next)
 	}
-	return api.Reply{Status: http.StatusNoContent, ResponseData: m.event("removed", removed)}, groupTarget(c, m.group), nil
+	return api.Reply{Status: http.StatusNoContent, ResponseData: m.event("removed", removed)}, target, nil
 }
 
 func (m membership) event(what string, happened bool) map[string]any {

@@ -153,42 +153,6 @@ func (k *Keys) Check(ctx context.Context, c *cluster.Cluster) (int, error) {
 	return len(keys), err
 }
 
-// IDs fetches or parses the cluster's keys now and returns their ids. What is
-// remembered stays as it is.
-func (k *Keys) IDs(ctx context.Context, c *cluster.Cluster) ([]string, error) {
-	keys, err := k.now(ctx, c)
-	return idsOf(keys), err
-}
-
-// Refresh fetches the cluster's keys now and remembers them. When that fails,
-// those that are remembered go on counting.
-func (k *Keys) Refresh(ctx context.Context, c *cluster.Cluster) ([]string, error) {
-	keys, err := k.now(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	now := k.Now()
-	k.keep(c, keySet{keys: keys, fetched: now, tried: now})
-	return idsOf(keys), nil
-}
-
-func (k *Keys) now(ctx context.Context, c *cluster.Cluster) ([]jose.JSONWebKey, error) {
-	if len(c.JWKS) > 0 {
-		return ParseKeys(c.JWKS)
-	}
-	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
-	defer cancel()
-	return fetch(ctx, c)
-}
-
-func idsOf(keys []jose.JSONWebKey) []string {
-	ids := make([]string, len(keys))
-	for i, key := range keys {
-		ids[i] = key.KeyID
-	}
-	return ids
-}
-
 func pick(keys []jose.JSONWebKey, id string) ([]jose.JSONWebKey, error) {
 	if id == "" {
 		if len(keys) == 1 {

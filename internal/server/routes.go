@@ -24,13 +24,14 @@ import (
 )
 
 type routesConfig struct {
-	api           *api.Config
-	grants        *grant.Service
-	proofs        *attest.HostProofs
-	sealer        *token.Sealer
-	clusterKeys   *attest.Keys
-	registrations clusters.Prover
-	metrics       *metrics
+	api         *api.Config
+	grants      *grant.Service
+	proofs      *attest.HostProofs
+	sealer      *token.Sealer
+	clusterKeys *attest.Keys
+	pods        *attest.Kubernetes
+	reviewer    *attest.Reviewer
+	metrics     *metrics
 }
 
 // routes registers every API family on one listener; they are told apart by
@@ -57,7 +58,7 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	accessgroups.Register(mux, c.api)
 	authzen.Register(mux, c.api, c.grants)
 	resourcecontroller.Register(mux, c.api, c.sealer)
-	clusters.Register(mux, c.api, clusters.Options{Prover: c.registrations, Sealer: c.sealer})
+	clusters.Register(mux, c.api, clusters.Options{Keys: c.clusterKeys, Tokens: c.pods, Reviewer: c.reviewer, Sealer: c.sealer})
 	accounts.Register(mux, c.api, c.sealer, c.clusterKeys)
 	catalogapi.Register(mux, c.api)
 	activityapi.Register(mux, c.api, s.store)

@@ -173,7 +173,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 			Region: cfg.Region, Now: cfg.Now, Log: cfg.Log, OperatorAccount: operator,
 			Events: s.store, Usage: s.usage, Routes: &s.routeTable,
 		},
-		grants: grants, proofs: proofs, sealer: sealer, clusterKeys: clusterKeys, registrations: &attest.Registrations{Kubernetes: pods}, metrics: metrics,
+		grants: grants, proofs: proofs, sealer: sealer, clusterKeys: clusterKeys, pods: pods, reviewer: &attest.Reviewer{}, metrics: metrics,
 	})
 	return s, nil
 }

@@ -50,7 +50,7 @@ func (h family) setServer(k *cluster.Cluster, in *serverInput) error {
 		if len(*in.Token) > maxToken || strings.ContainsFunc(*in.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			return api.Invalid("The field server.token must be a bearer token of at most %d bytes, without spaces and line ends.", maxToken).On("server.token")
 		}
-		next.Sealed = h.sealer.Seal([]byte(*in.Token), k.SealLabel())
+		next.Sealed = h.Sealer.Seal([]byte(*in.Token), k.SealLabel())
 		return nil
 	}
 	if len(old.Sealed) > 0 && (next.URL != old.URL || next.CA != old.CA) {

@@ -53,41 +53,47 @@ const (
 	actionDelete  = "containers-kubernetes.cluster.delete"
 )
 
-// Prover proves the tokens of clusters. What it is asked about a registration
-// that is not committed yet must leave no trace in what it remembers of the
-// committed one.
-type Prover interface {
-	// CheckKeys fetches or parses the cluster's keys now and returns their ids.
-	CheckKeys(ctx context.Context, k *cluster.Cluster) ([]string, error)
-	// RefreshKeys does that for a registered cluster whose keys were not
-	// uploaded, and goes on with what it found.
-	RefreshKeys(ctx context.Context, k *cluster.Cluster) ([]string, error)
-	// CheckReview asks the cluster's API server about a token that is none, to
-	// see that it answers and takes the credential.
-	CheckReview(ctx context.Context, k *cluster.Cluster) error
+// Keys finds the keys of clusters.
+type Keys interface {
+	// CheckIDs fetches or parses the cluster's keys now and returns their ids.
+	// The cluster need not be registered; nothing is remembered of it.
+	CheckIDs(ctx context.Context, k *cluster.Cluster) ([]string, error)
+	// Refresh does that for a registered cluster, and what was found counts from
+	// then on. When it fails, what was known goes on counting.
+	Refresh(ctx context.Context, k *cluster.Cluster) ([]string, error)
+}
+
+// Tokens verifies tokens against registrations that need not be committed.
+type Tokens interface {
 	// Try verifies a token exactly as an exchange does, as if the cluster were
-	// the only one that is registered. A token that is not evidence gives a
-	// [*attest.Refusal].
+	// the only one that is registered, and remembers nothing of it. A token that
+	// is not evidence gives a [*attest.Refusal].
 	Try(ctx context.Context, k *cluster.Cluster, raw string) (attest.Proof, error)
+}
+
+// Reviewer asks clusters' API servers about tokens.
+type Reviewer interface {
+	// Check asks about a token that is none, to see that the API server answers
+	// and takes the credential.
+	Check(ctx context.Context, k *cluster.Cluster) error
 }
 
 // Options are what the family needs beyond what all of them do.
 type Options struct {
-	Prover Prover
-	Sealer *token.Sealer // of the bearer tokens for API servers
+	Keys     Keys
+	Tokens   Tokens
+	Reviewer Reviewer
+	Sealer   *token.Sealer // of the bearer tokens for API servers
 }
 
-type family struct {
-	prover Prover
-	sealer *token.Sealer
-}
+type family struct{ Options }
 
 // Register adds the family's routes. A registration is tried out before it is
 // committed, so that what is wrong with it is told at once and not at a
 // workload's first token.
 func Register(mux *http.ServeMux, cfg *api.Config, o Options) {
 	f := &api.Family{Config: cfg, Mux: mux, Service: "Kubernetes Service", Shape: api.PlainShape}
-	h := family{prover: o.Prover, sealer: o.Sealer}
+	h := family{o}
 	api.List(f, "GET /v1/clusters", actionRead, list)
 	api.ChangeAfter(f, "POST /v1/clusters", actionCreate, actionCreate, h.prepareCreate, load, create)
 	api.Read(f, "GET /v1/clusters/{id}", actionRead, find, show)
@@ -319,6 +325,8 @@ func check(k *cluster.Cluster) error {
 		return api.Invalid("The field audience must have printable characters only.").On("audience")
 	case !validLocation(k.Location):
 		return api.Invalid("The field location must have 1 to 64 lower-case letters, digits and hyphens.").On("location")
+	case keysFrom(k) == fromServer && len(k.Server.Sealed) == 0:
+		return api.Invalid("The cluster's keys are to come from its API server, which gives them to nobody without a credential: give server.token, or upload the keys with jwks.").On("server.token")
 	case k.Review && (k.Server == nil || len(k.Server.Sealed) == 0):
 		return api.Invalid("With review, the cluster's API server is asked about each token; give server with url, ca and token.").On("review")
 	}

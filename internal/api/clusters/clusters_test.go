@@ -35,7 +35,7 @@ const nobody = "IBMid-NOBODY"
 func start(t *testing.T) *apitest.Env {
 	e := apitest.New(t)
 	pods := &attest.Kubernetes{Clusters: e.Config.Directory, Keys: &attest.Keys{Now: time.Now}, Now: time.Now}
-	clusters.Register(e.Mux, e.Config, clusters.Options{Prover: &attest.Registrations{Kubernetes: pods}, Sealer: e.Sealer})
+	clusters.Register(e.Mux, e.Config, clusters.Options{Keys: pods.Keys, Tokens: pods, Reviewer: &attest.Reviewer{}, Sealer: e.Sealer})
 	return e
 }
 

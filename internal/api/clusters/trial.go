@@ -1,9 +1,13 @@
 package clusters
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/api"
@@ -44,7 +48,7 @@ func (h family) try(c *api.Call, k *cluster.Cluster, keys bool, token string) (t
 	var t trial
 	ctx := c.R.Context()
 	if keys {
-		ids, err := h.prover.CheckKeys(ctx, k)
+		ids, err := h.Keys.CheckIDs(ctx, k)
 		if err != nil {
 			return t, keysUnusable(c, k, err)
 		}
@@ -53,7 +57,7 @@ func (h family) try(c *api.Call, k *cluster.Cluster, keys bool, token string) (t
 			return t, err
 		}
 		if k.Review {
-			if err := h.prover.CheckReview(ctx, k); err != nil {
+			if err := h.Reviewer.Check(ctx, k); err != nil {
 				return t, reviewUnusable(c, k, err)
 			}
 		}
@@ -61,15 +65,9 @@ func (h family) try(c *api.Call, k *cluster.Cluster, keys bool, token string) (t
 	if token == "" {
 		return t, nil
 	}
-	proof, err := h.prover.Try(ctx, k, token)
+	proof, err := h.Tokens.Try(ctx, k, token)
 	if err != nil {
 		return t, tokenRefused(c, k, err)
-	}
-	for _, other := range sameIssuer(c, k) {
-		if _, err := h.prover.Try(ctx, other, token); err == nil {
-			return t, fault.New(fault.Conflict, "token_ambiguous",
-				"The test token verifies as one of cluster %q, too, so no exchange would take it: two registrations must not have the keys of one cluster.", other.Name)
-		}
 	}
 	ev := proof.Evidence
 	t.tested = &tested{
@@ -87,20 +85,31 @@ func claim(claims map[string]any, name string) string {
 	return activity.Clip(s)
 }
 
+// Bounds on comparing keys with those of the account's other clusters.
+const (
+	comparedAtOnce = 8
+	comparingTime  = 5 * time.Second // for all of them
+)
+
 // distinct refuses keys of another cluster of the account with the same issuer:
 // tokens that verify for two of them are evidence of none. It compares key ids,
-// which API servers compute from the keys.
+// which API servers compute from the keys. What cannot be compared in time is
+// still told apart at each exchange.
 func (h family) distinct(c *api.Call, k *cluster.Cluster, ids []string) error {
+	ctx, cancel := context.WithTimeout(c.R.Context(), comparingTime)
+	defer cancel()
+	var g errgroup.Group
+	g.SetLimit(comparedAtOnce)
 	for _, other := range sameIssuer(c, k) {
-		theirs, err := h.prover.CheckKeys(c.R.Context(), other)
-		if err != nil {
-			continue // what cannot be compared now is still told apart at each exchange
-		}
-		if slices.ContainsFunc(ids, func(id string) bool { return slices.Contains(theirs, id) }) {
-			return issuerTaken(k, other)
-		}
+		g.Go(func() error {
+			theirs, err := h.Keys.CheckIDs(ctx, other)
+			if err == nil && slices.ContainsFunc(ids, func(id string) bool { return id != "" && slices.Contains(theirs, id) }) {
+				return issuerTaken(k, other)
+			}
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // sameIssuer returns the account's other clusters whose tokens have the same
@@ -154,16 +163,16 @@ func tokenRefused(c *api.Call, k *cluster.Cluster, err error) error {
 	wanted, found, hint := failed.Wanted, failed.Found, failed.Hint
 	switch r.Reason {
 	case attest.KeysUnavailable:
-		return keysUnusable(c, k, cmpCause(r))
+		return keysUnusable(c, k, causeOf(r))
 	case attest.UnknownIssuer:
-		wanted, hint = k.Issuer, "The issuer must be exactly the iss of the cluster's tokens."
+		wanted, hint = k.Issuer, "Register exactly the iss claim of the cluster's tokens."
 	}
 	return fault.New(fault.Invalid, "test_token_refused", "The test token is not accepted at check %s: wanted %s, found %s. %s",
 		failed.Name, wanted, found, hint).On("test_token").Because(errors.New(string(r.Reason)))
 }
 
-// cmpCause returns the cause of a refusal, or the refusal.
-func cmpCause(r *attest.Refusal) error {
+// causeOf returns the cause of a refusal, or the refusal.
+func causeOf(r *attest.Refusal) error {
 	if r.Cause != nil {
 		return r.Cause
 	}

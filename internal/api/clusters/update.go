@@ -232,7 +232,7 @@ func (h family) refresh(c *api.Call, b *refreshment) error {
 			"The keys of cluster %q were uploaded, so there is nothing to fetch them from. Upload the present ones: 'tabard ks cluster-update %s --rotate-keys', or PATCH with jwks.", k.Name, k.Name)
 	}
 	b.old = k
-	if b.keys, err = h.prover.RefreshKeys(c.R.Context(), k); err != nil {
+	if b.keys, err = h.Keys.Refresh(c.R.Context(), k); err != nil {
 		return keysUnusable(c, k, err)
 	}
 	return nil

@@ -77,6 +77,7 @@ refused.`,
 	f.BoolVar(&cfg.Insecure, "insecure-http", false, "serve plain HTTP beyond loopback; tokens can then be read on the way")
 	f.StringVar(&cfg.Alg, "signing-alg", "ES256", "algorithm of new token signing keys: ES256 or RS256")
 	f.DurationVar(&cfg.KeyRotation, "key-rotation", 0, "how long a signing key signs (default 720h)")
+	f.DurationVar(&cfg.ClusterKeysMaxAge, "cluster-keys-max-age", 0, "how long a key counts at most that its cluster or issuer has withdrawn, 1s to 1h (default 5m)")
 	f.StringVar(&cfg.Master.File, "master-key-file", "", "`FILE` of the key that secrets are sealed under (default: DIR/master.key, made at the first start)")
 	f.StringVar(&cfg.Master.Value, "master-key", "", "the master key itself in base64; give it as TABARD_MASTER_KEY, a flag is visible to others")
 	f.StringVar(&cfg.Master.Command, "master-key-command", "", "`COMMAND` that prints the master key in base64")

@@ -63,7 +63,7 @@ type userClaims struct {
 // *Refusal.
 func (u *Users) Verify(ctx context.Context, raw string) ([]UserProof, error) {
 	start := steps{names: userChecks}
-	t, err := jwt.Parse(raw, jwt.Asymmetric, "", "JWT")
+	t, err := jwt.ParseOfIssuer(raw, jwt.Asymmetric, "", "JWT")
 	if err != nil {
 		r := start.refuse(Malformed, CheckForm, "a signed JWT ("+algorithms()+")", err.Error(), "The assertion is not a JWT that can be checked.")
 		r.Cause = err

@@ -43,8 +43,8 @@ type CRTokenRequest struct {
 	Scope   string
 }
 
-// CRToken exchanges a Kubernetes service-account token for an access token of
-// the profile (reference/iam-identity.md sections 1.2 and 6).
+// CRToken exchanges a Kubernetes service-account token, or a token of another
+// registered issuer of workloads, for an access token of the profile (reference/iam-identity.md sections 1.2 and 6).
 func (s *Service) CRToken(ctx context.Context, o Origin, r CRTokenRequest) (Answer, error) {
 	a := s.begin(TypeCRToken, loginAction, loginWhat, o)
 	a.selected(r.Profile)
@@ -52,7 +52,7 @@ func (s *Service) CRToken(ctx context.Context, o Origin, r CRTokenRequest) (Answ
 		a.trace.Fail(attest.CheckForm, "cr_token", "(absent)", "send the service-account token as cr_token")
 		return Answer{}, a.refuse(ctx, missing("cr_token"))
 	}
-	proofs, err := s.cfg.Kubernetes.Verify(ctx, r.Token)
+	proofs, err := s.cfg.Workloads.Verify(ctx, r.Token)
 	if err != nil {
 		refusal := asRefusal(err)
 		a.trace = refusal.Trace
@@ -156,9 +156,17 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selecto
 	a.request["profile_id"] = profile.ID
 
 	if !chosen.verdict.Matched {
+		if chosen.proof.Demands() {
+			a.skip(attest.CheckReview)
+		}
 		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile not eligible.").
 			WithDetail("The given token with identifier '%s' is not permitted to assume the indicated trusted profile; profile ID '%s'",
 				ev.Name, crn.IAMID(profile.ID)))
+	}
+	review, refusal := chosen.proof.Review(ctx, want.ID != "" || want.CRN != "")
+	a.trace = append(a.trace, review...)
+	if refusal != nil {
+		return Answer{}, a.refuse(ctx, refused(refusal))
 	}
 	a.initiateProfile(profile.ID, profile.Name, ev)
 	return a.issue(ctx, token.Claims{
@@ -224,7 +232,8 @@ type choice struct {
 }
 
 // choose finds the selected profiles, at most one for each proof, each profile
-// once. A profile outside the compute resource's account is found only by id
+// once: with a proof that may put it on before one that may not, and with one of
+// the profile's own account before another's. A profile outside the compute resource's account is found only by id
 // or CRN and only when a cross-account link of it matches, so that nobody
 // learns which profiles exist elsewhere.
 func (s *Service) choose(proofs []attest.Proof, want Selector) []choice {
@@ -243,7 +252,7 @@ func (s *Service) choose(proofs []attest.Proof, want Selector) []choice {
 		switch {
 		case same < 0:
 			out = append(out, choice{p, proof, v})
-		case p.AccountID == account || v.Matched && !out[same].verdict.Matched:
+		case v.Matched && !out[same].verdict.Matched, v.Matched == out[same].verdict.Matched && p.AccountID == account:
 			out[same] = choice{p, proof, v}
 		}
 	}

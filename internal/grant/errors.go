@@ -24,6 +24,7 @@ const (
 	CodeClient         = "BXNIM0310E"
 	CodeAddress        = "BXNIM0430E"
 	CodeUnavailable    = "BXNIM0503E"
+	CodeNoReview       = "BXNIM0504E" // ours: no API server could be asked about the token
 )
 
 func missing(property string) *fault.Error {
@@ -50,6 +51,15 @@ func refused(r *attest.Refusal) *fault.Error {
 		e = fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: not a token of a compute resource")
 	case attest.Misplaced:
 		e = fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: the host does not hold the instance")
+	case attest.Ambiguous:
+		e = fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: several clusters of one account sign with its key")
+	case attest.ReviewDenied:
+		e = fault.New(fault.Invalid, CodeInvalidToken, "Provided token is not valid any more")
+	case attest.ReviewWithheld:
+		e = fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile is ambiguous.")
+	case attest.ReviewUnavailable:
+		e = fault.New(fault.Unavailable, CodeNoReview, "The token cannot be reviewed now")
+		e.RetryAfter = time.Second
 	case attest.Expired:
 		e = fault.New(fault.Invalid, CodeInvalidToken, "Provided token is expired")
 	case attest.BadTime:

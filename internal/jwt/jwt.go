@@ -43,6 +43,17 @@ type Token struct {
 // Parse reads a compact JWS. types are the values that the typ header may
 // have; the empty one stands for its absence. Every error wraps ErrMalformed.
 func Parse(raw string, algs []jose.SignatureAlgorithm, types ...string) (*Token, error) {
+	return parse(raw, algs, nil, types)
+}
+
+// ParseOfIssuer is as Parse, for the tokens of OpenID Connect issuers, some of
+// which name a certificate's thumbprint beside the key id (RFC 7515 sections
+// 4.1.7 and 4.1.8). It is not looked at: the key id alone names the key.
+func ParseOfIssuer(raw string, algs []jose.SignatureAlgorithm, types ...string) (*Token, error) {
+	return parse(raw, algs, []string{"x5t", "x5t#S256"}, types)
+}
+
+func parse(raw string, algs []jose.SignatureAlgorithm, ignored, types []string) (*Token, error) {
 	if len(raw) > MaxLength {
 		return nil, fmt.Errorf("%w: longer than %d bytes", ErrMalformed, MaxLength)
 	}
@@ -62,6 +73,9 @@ func Parse(raw string, algs []jose.SignatureAlgorithm, types ...string) (*Token,
 	}
 	typ := ""
 	for name, value := range h.ExtraHeaders {
+		if slices.Contains(ignored, string(name)) {
+			continue
+		}
 		if name != jose.HeaderType {
 			return nil, fmt.Errorf("%w: header %q is not accepted", ErrMalformed, name)
 		}

@@ -120,6 +120,31 @@ func TestAHeaderCannotBringItsOwnKey(t *testing.T) {
 	})
 }
 
+func TestAThumbprintInAnIssuersTokenSaysNothing(t *testing.T) {
+	key, attacker := jwttest.Key(t, elliptic.P256()), jwttest.Key(t, elliptic.P256())
+	for _, more := range []string{`,"x5t":"AAAA"`, `,"x5t#S256":"AAAA"`, `,"typ":"JWT","x5t":"AAAA"`} {
+		parsed, err := jwt.ParseOfIssuer(jwttest.ES256(t, key, "k1", payload, more), jwt.Asymmetric, "", "JWT")
+		if err != nil || parsed.KeyID != "k1" {
+			t.Fatalf("%s: %+v, %v", more, parsed, err)
+		}
+		if err := parsed.Verify(key.Public()); err != nil {
+			t.Errorf("%s: %v", more, err)
+		}
+		parsed, err = jwt.ParseOfIssuer(jwttest.ES256(t, attacker, "k1", payload, more), jwt.Asymmetric, "", "JWT")
+		if err == nil && parsed.Verify(key.Public()) == nil {
+			t.Errorf("%s: the attacker's signature verifies", more)
+		}
+	}
+	for name, more := range jwttest.Headers(t, attacker, "k1") {
+		if name == "x5t" {
+			continue
+		}
+		if _, err := jwt.ParseOfIssuer(jwttest.ES256(t, key, "k1", payload, more), jwt.Asymmetric, "", "JWT"); err == nil {
+			t.Errorf("the header %s is taken", name)
+		}
+	}
+}
+
 func TestAKeyOfAnotherKindIsRefused(t *testing.T) {
 	p256, p384, p521 := jwttest.Key(t, elliptic.P256()), jwttest.Key(t, elliptic.P384()), jwttest.Key(t, elliptic.P521())
 	p224 := jwttest.Key(t, elliptic.P224())

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/token"
 	"tabard.dev/tabard/internal/vpc"
 )
@@ -37,6 +38,10 @@ type Config struct {
 	Alg         string // of new signing keys
 	KeyRotation time.Duration
 	Master      token.MasterKey
+
+	// ClusterKeysMaxAge bounds how long a key counts that its cluster has
+	// withdrawn, see attest.Keys.
+	ClusterKeysMaxAge time.Duration
 
 	Driver string // of instances: auto, netns, local or none
 
@@ -77,6 +82,9 @@ func (c *Config) Complete() error {
 	if c.KeyRotation == 0 {
 		c.KeyRotation = 30 * 24 * time.Hour
 	}
+	if c.ClusterKeysMaxAge == 0 {
+		c.ClusterKeysMaxAge = attest.DefaultKeysMaxAge
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -103,6 +111,9 @@ func (c *Config) validate() error {
 	}
 	if c.KeyRotation <= 2*keyLead {
 		refuse("key-rotation %s is too short: a key is published %s before it signs; want more than %s", c.KeyRotation, keyLead, 2*keyLead)
+	}
+	if c.ClusterKeysMaxAge < time.Second || c.ClusterKeysMaxAge > time.Hour {
+		refuse("cluster-keys-max-age %s is not between 1s and 1h", c.ClusterKeysMaxAge)
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		refuse("tls-cert and tls-key go together")

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/directory"
 )
 
@@ -18,6 +19,8 @@ type metrics struct {
 	commits  prometheus.Histogram
 	events   prometheus.Counter
 	failures prometheus.Counter
+	fetches  *prometheus.CounterVec
+	reviews  *prometheus.CounterVec
 }
 
 func newMetrics(d *directory.Directory) *metrics {
@@ -33,11 +36,24 @@ func newMetrics(d *directory.Directory) *metrics {
 		}),
 		events:   prometheus.NewCounter(prometheus.CounterOpts{Name: "tabard_journal_events_total", Help: "Activity events made durable by the journal."}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "tabard_journal_failed_commits_total", Help: "Commits of the activity log that failed."}),
+		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tabard_key_fetches_total", Help: "Fetches of clusters' and issuers' keys by where from (server or issuer) and outcome (ok or failed).",
+		}, []string{"source", "outcome"}),
+		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tabard_token_reviews_total",
+			Help: "Reviews of pods' tokens by outcome (allowed, denied, or broken: the API server could not be asked), and by whether the answer was remembered (yes) or the API server was asked (no).",
+		}, []string{"outcome", "remembered"}),
 	}
 	count := func(name, help string, f func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f()) })
 	}
-	m.registry.MustRegister(m.grants, m.commits, m.events, m.failures,
+	for _, outcome := range []string{attest.ReviewAllowed, attest.ReviewRefused, attest.ReviewBroken} {
+		m.reviews.WithLabelValues(outcome, "no") // so that an alert has a zero to start from
+	}
+	for _, source := range []string{attest.FromServer, attest.FromIssuer} {
+		m.fetches.WithLabelValues(source, "failed")
+	}
+	m.registry.MustRegister(m.grants, m.commits, m.events, m.failures, m.fetches, m.reviews,
 		count("tabard_profiles", "Trusted profiles.", d.Profiles.Len),
 		count("tabard_links", "Links of trusted profiles.", d.Links.Len),
 		count("tabard_policies", "Policies.", d.Policies.Len),
@@ -72,6 +88,41 @@ func (m *metrics) committed(events int, took time.Duration, err error) {
 		return
 	}
 	m.events.Add(float64(events))
+}
+
+func (m *metrics) keysFetched(source string, failed bool) {
+	outcome := "ok"
+	if failed {
+		outcome = "failed"
+	}
+	m.fetches.WithLabelValues(source, outcome).Inc()
+}
+
+func (m *metrics) reviewed(outcome string, asked bool) {
+	remembered := "yes"
+	if asked {
+		remembered = "no"
+	}
+	m.reviews.WithLabelValues(outcome, remembered).Inc()
+}
+
+// credentialWarning is how long before its end a credential is counted.
+const credentialWarning = time.Hour
+
+// watchCredentials shows how many clusters' credentials have ended or are about
+// to, as far as the credentials say.
+func (m *metrics) watchCredentials(d *directory.Directory, opener attest.Opener, now func() time.Time) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tabard_cluster_credentials_ending", Help: "Clusters whose API server's credential has ended or ends within an hour.",
+	}, func() float64 {
+		n := 0
+		for _, c := range d.Clusters.All() {
+			if end, ok := attest.CredentialEnd(c, opener); ok && end.Sub(now()) < credentialWarning {
+				n++
+			}
+		}
+		return float64(n)
+	}))
 }
 
 func (m *metrics) handler() http.Handler {

@@ -55,6 +55,7 @@ type Server struct {
 	host       *host.Controller // nil without a driver
 	metadata   *metadata.Service
 	scheduler  *placement.Scheduler
+	reviewer   *attest.Reviewer
 	disks      *blob.Store
 	images     *vpcapi.Images
 	stopping   chan struct{} // closed when streams are to end
@@ -146,17 +147,19 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s.sweeper = &retention.Sweeper{Directory: s.directory, Names: names, Now: cfg.Now, Log: cfg.Log}
 	issuer := &token.Issuer{Keys: s.keys, URL: s.cfg.Issuer, Now: cfg.Now}
-	clusterKeys := &attest.Keys{Now: cfg.Now}
+	clusterKeys := &attest.Keys{Now: cfg.Now, Opener: sealer, MaxAge: cfg.ClusterKeysMaxAge, Observe: metrics.keysFetched}
+	s.reviewer = &attest.Reviewer{Opener: sealer, Now: cfg.Now, Log: cfg.Log, Observe: metrics.reviewed}
+	workloads := &attest.Workloads{Clusters: s.directory, Issuers: s.directory, Keys: clusterKeys, Reviewer: s.reviewer, Now: cfg.Now}
+	metrics.watchCredentials(s.directory, sealer, cfg.Now)
 	instances := &attest.Instances{Hosts: s.directory, Region: cfg.Region, Now: cfg.Now}
 	proofs := &attest.HostProofs{Hosts: s.directory, Audience: s.cfg.Issuer + "/token", Now: cfg.Now}
-	pods := &attest.Kubernetes{Clusters: s.directory, Keys: clusterKeys, Now: cfg.Now}
 	grants := grant.New(grant.Config{
-		Directory:  s.directory,
-		Kubernetes: pods,
-		Instances:  instances,
-		Hosts:      proofs,
-		Users:      &attest.Users{Providers: s.directory, Keys: clusterKeys, Now: cfg.Now},
-		Tokens:     issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
+		Directory: s.directory,
+		Workloads: workloads,
+		Instances: instances,
+		Hosts:     proofs,
+		Users:     &attest.Users{Providers: s.directory, Keys: clusterKeys, Now: cfg.Now},
+		Tokens:    issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
 		OperatorAccount: operator, Usage: s.usage, Observe: metrics.granted,
 	})
 	if s.disks, err = blob.Open(filepath.Join(cfg.DataDir, "images")); err != nil {
@@ -173,7 +176,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 			Region: cfg.Region, Now: cfg.Now, Log: cfg.Log, OperatorAccount: operator,
 			Events: s.store, Usage: s.usage, Routes: &s.routeTable,
 		},
-		grants: grants, proofs: proofs, sealer: sealer, clusterKeys: clusterKeys, pods: pods, reviewer: &attest.Reviewer{}, metrics: metrics,
+		grants: grants, proofs: proofs, sealer: sealer, clusterKeys: clusterKeys, workloads: workloads, metrics: metrics,
 	})
 	return s, nil
 }
@@ -488,6 +491,9 @@ func (s *Server) Close() error {
 	if s.usage != nil && s.store != nil {
 		// Not within the time of any request: this is the last write.
 		errs = append(errs, s.usage.Flush(context.Background()))
+	}
+	if s.reviewer != nil {
+		s.reviewer.Close()
 	}
 	if s.journal != nil {
 		s.journal.Close()

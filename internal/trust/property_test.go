@@ -34,8 +34,8 @@ func manyChecks(t *testing.T, n string) {
 }
 
 var (
-	genType     = rapid.SampledFrom([]identity.CRType{identity.IKSSA, identity.IKSSA, identity.ROKSSA, identity.VSI})
-	genAnyType  = rapid.SampledFrom([]identity.CRType{identity.IKSSA, identity.IKSSA, identity.IKSSA, identity.ROKSSA, identity.VSI, identity.VSI, identity.CE, identity.BMS, ""})
+	genType     = rapid.SampledFrom([]identity.CRType{identity.IKSSA, identity.IKSSA, identity.ROKSSA, identity.VSI, identity.OIDC})
+	genAnyType  = rapid.SampledFrom([]identity.CRType{identity.IKSSA, identity.IKSSA, identity.IKSSA, identity.ROKSSA, identity.VSI, identity.VSI, identity.CE, identity.BMS, identity.OIDC, ""})
 	genAccount  = rapid.SampledFrom([]string{home, home, home, away})
 	genWord     = rapid.SampledFrom([]string{"a", "A", "b", "ab", "é", "É", "1", "true", ""})
 	genName     = rapid.SampledFrom([]string{"a", "a", "a", "A", "b", ""})

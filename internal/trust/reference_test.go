@@ -51,6 +51,9 @@ func predicatesOfLink(p *identity.Profile, l *identity.Link) []predicate {
 				return l.Namespace+"\n"+l.ServiceAccount == ev.Namespace+"\n"+ev.ServiceAccount
 			})
 	}
+	if l.CRType == "OIDC" {
+		out = append(out, func(trust.Evidence) bool { return false }) // such links are refused, and would name everybody
+	}
 	if !l.CrossAccount {
 		out = append(out, func(ev trust.Evidence) bool { return ev.AccountID == p.AccountID })
 	}

@@ -151,6 +151,10 @@ func compareLink(p *identity.Profile, l *identity.Link, ev Evidence) difference 
 		d.compare("link.namespace", l.Namespace, ev.Namespace, l.Namespace != "" && l.Namespace == ev.Namespace)
 		d.compare("link.name", l.ServiceAccount, ev.ServiceAccount, l.ServiceAccount != "" && l.ServiceAccount == ev.ServiceAccount)
 	}
+	if l.CRType == identity.OIDC {
+		// An issuer's CRN covers everybody who gets tokens there.
+		d.compare("cr_type", "a type that links can name", string(l.CRType), false)
+	}
 	if l.CRType == identity.CE {
 		// No verifier proves components yet; a link to one covers nothing else.
 		d.compare("link.component_name", l.ComponentName, "(not proved)", false)

@@ -105,23 +105,6 @@ func Register(mux *http.ServeMux, cfg *api.Config, o Options) {
 	registerGroups(f)
 }
 
-// Where a cluster's keys come from.
-const (
-	fromUpload = "uploaded"
-	fromServer = "server"
-	fromIssuer = "issuer"
-)
-
-func keysFrom(k *cluster.Cluster) string {
-	switch {
-	case len(k.JWKS) > 0:
-		return fromUpload
-	case k.Server != nil:
-		return fromServer
-	}
-	return fromIssuer
-}
-
 // body shows a cluster. Keys and KeyIDs are absent where they are not known
 // without asking the cluster: a read makes no requests of its own.
 type body struct {
@@ -165,7 +148,7 @@ type reference struct {
 func encode(c *api.Call, k *cluster.Cluster) body {
 	b := body{
 		ID: k.ID, CRN: k.CRN, Name: k.Name, Type: k.Type, Issuer: k.Issuer, Audience: k.Audience, Location: k.Location,
-		ResourceGroupID: k.ResourceGroupID, KeysFrom: keysFrom(k), HasCA: k.CA != "", Review: k.Review, Groups: groupsOf(c, k),
+		ResourceGroupID: k.ResourceGroupID, KeysFrom: attest.KeysFrom(k), HasCA: k.CA != "", Review: k.Review, Groups: groupsOf(c, k),
 		CreatedAt: k.CreatedAt.UTC(), CreatedBy: k.CreatedBy, EntityTag: k.Tag(k.ID),
 	}
 	if k.Server != nil {
@@ -325,7 +308,7 @@ func check(k *cluster.Cluster) error {
 		return api.Invalid("The field audience must have printable characters only.").On("audience")
 	case !validLocation(k.Location):
 		return api.Invalid("The field location must have 1 to 64 lower-case letters, digits and hyphens.").On("location")
-	case keysFrom(k) == fromServer && len(k.Server.Sealed) == 0:
+	case attest.KeysFrom(k) == attest.FromServer && len(k.Server.Sealed) == 0:
 		return api.Invalid("The cluster's keys are to come from its API server, which gives them to nobody without a credential: give server.token, or upload the keys with jwks.").On("server.token")
 	case k.Review && (k.Server == nil || len(k.Server.Sealed) == 0):
 		return api.Invalid("With review, the cluster's API server is asked about each token; give server with url, ca and token.").On("review")
@@ -403,7 +386,7 @@ func issuerFree(c *api.Call, k *cluster.Cluster) error {
 			continue
 		}
 		shared := slices.ContainsFunc(k.Claims(), func(claim string) bool { return slices.Contains(other.Claims(), claim) })
-		if shared || keysFrom(k) == fromIssuer || keysFrom(other) == fromIssuer {
+		if shared || attest.KeysFrom(k) == attest.FromIssuer || attest.KeysFrom(other) == attest.FromIssuer {
 			return issuerTaken(k, other)
 		}
 	}

@@ -131,7 +131,7 @@ func checkTestToken(token string) error {
 
 // keysUnusable is the fault of keys that cannot be had, wherever they come from.
 func keysUnusable(c *api.Call, k *cluster.Cluster, cause error) error {
-	if keysFrom(k) != fromServer {
+	if attest.KeysFrom(k) != attest.FromServer {
 		return c.KeysUnusable(k.Issuer, cause)
 	}
 	return fault.New(fault.Invalid, "keys_unusable", "The keys of the API server %s cannot be used: %s.", k.Server.URL, told(c, cause, "they cannot be fetched")).Because(cause)
@@ -160,15 +160,14 @@ func tokenRefused(c *api.Call, k *cluster.Cluster, err error) error {
 		return fmt.Errorf("try a test token with cluster %s: %w", k.ID, err)
 	}
 	failed, _ := r.Trace.Failed()
-	wanted, found, hint := failed.Wanted, failed.Found, failed.Hint
 	switch r.Reason {
 	case attest.KeysUnavailable:
 		return keysUnusable(c, k, causeOf(r))
-	case attest.UnknownIssuer:
-		wanted, hint = k.Issuer, "Register exactly the iss claim of the cluster's tokens."
+	case attest.ReviewUnavailable:
+		return reviewUnusable(c, k, causeOf(r))
 	}
 	return fault.New(fault.Invalid, "test_token_refused", "The test token is not accepted at check %s: wanted %s, found %s. %s",
-		failed.Name, wanted, found, hint).On("test_token").Because(errors.New(string(r.Reason)))
+		failed.Name, failed.Wanted, failed.Found, failed.Hint).On("test_token").Because(errors.New(string(r.Reason)))
 }
 
 // causeOf returns the cause of a refusal, or the refusal.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 
 	"tabard.dev/tabard/internal/api"
+	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
@@ -194,7 +195,7 @@ func differences(old, k *cluster.Cluster) map[string]any {
 	}
 	note("audience", old.Audience, k.Audience)
 	note("review", old.Review, k.Review)
-	note("keys_from", keysFrom(old), keysFrom(k))
+	note("keys_from", attest.KeysFrom(old), attest.KeysFrom(k))
 	note("server_url", was.URL, is.URL)
 	for field, same := range map[string]bool{
 		"jwks": bytes.Equal(old.JWKS, k.JWKS), "ca": old.CA == k.CA,
@@ -227,7 +228,7 @@ func (h family) refresh(c *api.Call, b *refreshment) error {
 	if err := c.Authorize(actionOperate, target.Resource); err != nil {
 		return err
 	}
-	if keysFrom(k) == fromUpload {
+	if attest.KeysFrom(k) == attest.FromUpload {
 		return fault.New(fault.Conflict, "keys_uploaded",
 			"The keys of cluster %q were uploaded, so there is nothing to fetch them from. Upload the present ones: 'tabard ks cluster-update %s --rotate-keys', or PATCH with jwks.", k.Name, k.Name)
 	}

@@ -322,8 +322,24 @@ var walk = map[string][]call{
 	"POST /v1/reclamations/{id}/actions/reclaim":        {{target: "/v1/reclamations/$reclamation/actions/reclaim", body: `{"request_by":"$owner","comment":"c"}`, on: "kms"}},
 	"POST /v1/reclamations/{id}/actions/restore":        {{target: "/v1/reclamations/$reclamation/actions/restore", body: `{"request_by":"$owner","comment":"c"}`, on: "kms"}},
 	"GET /v1/clusters":                                  {{target: "/v1/clusters", shows: "$cluster"}},
-	"POST /v1/clusters":                                 {{target: "/v1/clusters", body: `{"name":"new","issuer":"https://127.0.0.1:1/new","jwks":$jwks,"audience":"iam","type":"IKS_SA","location":"us-south","resource_group":"$rgroup"}`}},
-	"GET /v1/clusters/{id}":                             {{target: "/v1/clusters/$cluster"}},
+	"POST /v1/clusters": {{
+		target: "/v1/clusters",
+		body: `{"name":"new","issuer":"https://127.0.0.1:1/new","jwks":$jwks,"ca":"","audience":"iam","type":"IKS_SA","location":"us-south","resource_group":"$rgroup",` +
+			`"server":{"url":"https://127.0.0.1:1","ca":"","token":"first"},"review":false,"groups":["$cluster_group"],"test_token":""}`,
+	}},
+	"GET /v1/clusters/{id}": {{target: "/v1/clusters/$cluster"}},
+	"PATCH /v1/clusters/{id}": {{
+		target: "/v1/clusters/$cluster", tagged: true,
+		body: `{"jwks":$jwks,"ca":null,"server":{"url":"https://127.0.0.1:1","ca":"","token":"second"},"review":false,"audience":"other","test_token":""}`,
+	}},
+	"POST /v1/clusters/{id}/refresh_keys":               {{target: "/v1/clusters/$cluster/refresh_keys", status: 409}},
+	"GET /v1/cluster_groups":                            {{target: "/v1/cluster_groups", shows: "$cluster_group"}},
+	"POST /v1/cluster_groups":                           {{target: "/v1/cluster_groups", body: `{"name":"new","description":"d"}`}},
+	"GET /v1/cluster_groups/{id}":                       {{target: "/v1/cluster_groups/$cluster_group"}},
+	"PATCH /v1/cluster_groups/{id}":                     {{target: "/v1/cluster_groups/$cluster_group", tagged: true, body: `{"name":"first","description":"d"}`}},
+	"DELETE /v1/cluster_groups/{id}":                    {{target: "/v1/cluster_groups/$cluster_group"}},
+	"PUT /v1/cluster_groups/{id}/clusters/{cluster}":    {{target: "/v1/cluster_groups/$cluster_group_empty/clusters/$cluster"}},
+	"DELETE /v1/cluster_groups/{id}/clusters/{cluster}": {{target: "/v1/cluster_groups/$cluster_group/clusters/$cluster"}},
 	"DELETE /v1/clusters/{id}":                          {{target: "/v1/clusters/$cluster"}},
 
 	// Accounts and people.

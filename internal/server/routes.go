@@ -57,7 +57,7 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	accessgroups.Register(mux, c.api)
 	authzen.Register(mux, c.api, c.grants)
 	resourcecontroller.Register(mux, c.api, c.sealer)
-	clusters.Register(mux, c.api, c.clusterKeys)
+	clusters.Register(mux, c.api, clusters.Options{Keys: c.clusterKeys, Tokens: c.workloads, Reviewer: c.workloads.Reviewer, Sealer: c.sealer})
 	accounts.Register(mux, c.api, c.sealer, c.clusterKeys)
 	catalogapi.Register(mux, c.api)
 	activityapi.Register(mux, c.api, s.store)

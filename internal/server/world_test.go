@@ -512,7 +512,7 @@ func (b *builder) access() {
 		{"iam-groups", []string{"iam-groups.groups.read", "iam-groups.members.add", "iam-groups.rules.delete"}},
 		{"is", []string{"is.instance.instance.operate", "is.vpc.vpc.create", "is.subnet.subnet.list"}},
 		{"iam-access-management", []string{"iam-access-management.customRole.delete", "iam-access-management.service.read"}},
-		{"containers-kubernetes", []string{"containers-kubernetes.cluster.delete"}},
+		{"containers-kubernetes", []string{"containers-kubernetes.cluster.delete", "containers-kubernetes.cluster-group.update"}},
 		{"user-management", []string{"user-management.user.create", "user-management.user.retrieve"}},
 	} {
 		b.call("POST", "/v2/roles", roleBody(fmt.Sprintf("Custom%c", 'A'+i), r.service, r.actions...))
@@ -582,7 +582,9 @@ func (b *builder) resources() {
 	v["reclamation"] = m["resources"].([]any)[0].(map[string]any)["id"].(string)
 	m = b.make("resource_key", "guid", "/v2/resource_keys", `{"name":"first","source":"$instance_crn","role":"Reader"}`)
 	v["resource_key_crn"] = m["crn"].(string)
-	b.make("cluster", "id", "/v1/clusters", `{"name":"first","issuer":"https://127.0.0.1:1/cluster","jwks":$jwks}`)
+	b.make("cluster_group", "id", "/v1/cluster_groups", `{"name":"first"}`)
+	b.make("cluster_group_empty", "id", "/v1/cluster_groups", `{"name":"empty"}`)
+	b.make("cluster", "id", "/v1/clusters", `{"name":"first","issuer":"https://127.0.0.1:1/cluster","jwks":$jwks,"groups":["$cluster_group"]}`)
 	v["cluster_name"] = "first"
 }
 

@@ -34,7 +34,12 @@ const nobody = "IBMid-NOBODY"
 
 func start(t *testing.T) *apitest.Env {
 	e := apitest.New(t)
-	clusters.Register(e.Mux, e.Config, &attest.Keys{Now: time.Now})
+	w := &attest.Workloads{
+		Clusters: e.Config.Directory, Keys: &attest.Keys{Now: time.Now, Opener: e.Sealer},
+		Reviewer: &attest.Reviewer{Opener: e.Sealer, Now: time.Now}, Now: time.Now,
+	}
+	t.Cleanup(w.Reviewer.Close)
+	clusters.Register(e.Mux, e.Config, clusters.Options{Keys: w.Keys, Tokens: w, Reviewer: w.Reviewer, Sealer: e.Sealer})
 	return e
 }
 

@@ -30,6 +30,11 @@ const (
 	BadTime         Reason = "bad-time" // not yet valid, or made to live too long
 	BadClaims       Reason = "bad-claims"
 	Misplaced       Reason = "misplaced" // signed by a host that does not hold the instance
+	Ambiguous       Reason = "ambiguous" // several clusters of one account sign with its key
+
+	ReviewDenied      Reason = "review-denied"      // the cluster does not stand by the token any more
+	ReviewWithheld    Reason = "review-withheld"    // the token must not be shown to the API server
+	ReviewUnavailable Reason = "review-unavailable" // our side is broken, not the token
 )
 
 // Names of the checks, in their order. Every trace of a compute resource token
@@ -43,6 +48,7 @@ const (
 	CheckTime      = "token-time"
 	CheckClaims    = "token-claims"
 	CheckPlacement = "resource-placement"
+	CheckReview    = "token-review" // of pods whose cluster demands it, after all others
 )
 
 // Bounds on a compute resource token.
@@ -81,6 +87,9 @@ func (r *Refusal) Unwrap() error { return r.Cause }
 type Proof struct {
 	Evidence trust.Evidence
 	Trace    activity.Trace
+
+	review    *pendingReview // nil where no review is demanded
+	contested bool           // see Workloads
 }
 
 // steps is the trace of one verification under way: checks that are not

@@ -28,20 +28,58 @@ const (
 	fetchTimeout  = 5 * time.Second
 	maxDocument   = 1 << 20          // bytes of a discovery document or key set
 	maxKeys       = 100              // in one key set
-	keysFresh     = 5 * time.Minute  // then they are fetched again: a withdrawn key stops counting
 	keysUsable    = time.Hour        // how long they count while fetching fails
-	unknownPeriod = 10 * time.Second // between fetches caused by unknown key ids or failures
+	unknownPeriod = 10 * time.Second // at most, between fetches caused by unknown key ids or failures
 )
+
+// DefaultKeysMaxAge is how old fetched keys may be when nothing else is said.
+const DefaultKeysMaxAge = 5 * time.Minute
 
 // ErrNoSuchKey means that the cluster's key set is known and has no such key.
 var ErrNoSuchKey = errors.New("no such key")
 
-// Keys finds the public keys of clusters: from the uploaded key set, or from
-// the issuer's discovery document. Fetched keys are kept in memory; an unknown
-// key id causes another fetch, at a bounded rate, so that a rotation is noticed
-// and a flood of made-up ids is not passed on to the cluster.
+// Opener opens what was sealed with a label, see token.Sealer.
+type Opener interface {
+	Open(sealed []byte, label string) ([]byte, error)
+}
+
+// Sources of keys, see [cluster.Cluster].
+const (
+	FromUpload = "uploaded"
+	FromServer = "server"
+	FromIssuer = "issuer"
+)
+
+// KeysFrom says where a cluster's keys come from.
+func KeysFrom(c *cluster.Cluster) string {
+	switch {
+	case len(c.JWKS) > 0:
+		return FromUpload
+	case c.Server != nil:
+		return FromServer
+	}
+	return FromIssuer
+}
+
+// Keys finds the public keys of clusters: from the uploaded key set, from the
+// cluster's API server, or from the issuer's discovery document. Fetched keys
+// are kept in memory; an unknown key id causes another fetch, at a bounded rate,
+// so that a rotation is noticed and a flood of made-up ids is not passed on to
+// the cluster.
 type Keys struct {
 	Now func() time.Time
+
+	// Opener opens the credentials of API servers; nil has no keys from those.
+	Opener Opener
+
+	// MaxAge is how old fetched keys may be: the bound within which a key stops
+	// counting that its cluster has withdrawn. While fetching fails, the last
+	// ones count for an hour. Zero means [DefaultKeysMaxAge].
+	MaxAge time.Duration
+
+	// Observe, when not nil, is told of every fetch: [FromServer] or
+	// [FromIssuer], and whether it failed.
+	Observe func(source string, failed bool)
 
 	flight singleflight.Group
 	mu     sync.Mutex
@@ -72,25 +110,23 @@ func (k *Keys) Of(ctx context.Context, c *cluster.Cluster, keyID string) ([]jose
 		return pick(set.keys, keyID)
 	}
 	usable := set != nil && now.Sub(set.fetched) < keysUsable
-	mayTry := set == nil || now.Sub(set.tried) >= unknownPeriod
+	mayTry := set == nil || now.Sub(set.tried) >= min(unknownPeriod, k.maxAge())
 	if usable {
 		keys, err := set.pick(keyID)
-		fresh := now.Sub(set.fetched) < keysFresh
+		fresh := now.Sub(set.fetched) < k.maxAge()
 		if !mayTry || err == nil && fresh {
 			return keys, err
 		}
 	} else if !mayTry {
 		return nil, set.err
 	}
-	fetched, err, _ := k.flight.Do(fmt.Sprintf("%s/%d", c.ID, c.Revision), func() (any, error) {
+	fetching := k.flight.DoChan(fmt.Sprintf("%s/%d", c.ID, c.Revision), func() (any, error) {
 		if latest := k.known(c); latest != nil && latest != set {
 			return latest, nil // another request fetched since this one looked
 		}
 		// The answer serves every waiting request, so it must not end with
 		// the first one.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
-		defer cancel()
-		keys, err := fetch(ctx, c)
+		keys, err := k.fetch(context.WithoutCancel(ctx), c)
 		next := keySet{tried: now, err: err}
 		switch {
 		case err == nil:
@@ -100,10 +136,15 @@ func (k *Keys) Of(ctx context.Context, c *cluster.Cluster, keyID string) ([]jose
 		}
 		return k.keep(c, next), nil
 	})
-	if err != nil {
-		return nil, err
+	select {
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for the keys: %w", ctx.Err())
+	case fetched := <-fetching:
+		if fetched.Err != nil {
+			return nil, fetched.Err
+		}
+		set = fetched.Val.(*keySet)
 	}
-	set = fetched.(*keySet)
 	if set.err != nil && now.Sub(set.fetched) >= keysUsable {
 		return nil, set.err
 	}
@@ -141,16 +182,73 @@ func (k *Keys) keep(c *cluster.Cluster, set keySet) *keySet {
 }
 
 // Check fetches or parses the cluster's keys now, for the moment of its
-// registration.
+// registration, and returns how many there are. Nothing is kept.
 func (k *Keys) Check(ctx context.Context, c *cluster.Cluster) (int, error) {
+	ids, err := k.CheckIDs(ctx, c)
+	return len(ids), err
+}
+
+// CheckIDs is as Check, and returns the ids of the keys, as they stand in the
+// key set: one may be empty.
+func (k *Keys) CheckIDs(ctx context.Context, c *cluster.Cluster) ([]string, error) {
 	if len(c.JWKS) > 0 {
 		keys, err := ParseKeys(c.JWKS)
-		return len(keys), err
+		return idsOf(keys), err
 	}
+	keys, err := k.fetch(ctx, c)
+	return idsOf(keys), err
+}
+
+// Refresh fetches a cluster's keys now and keeps them, whatever is known, and
+// returns their ids. When it fails, what was known counts as before.
+func (k *Keys) Refresh(ctx context.Context, c *cluster.Cluster) ([]string, error) {
+	if len(c.JWKS) > 0 {
+		return k.CheckIDs(ctx, c)
+	}
+	now := k.Now()
+	keys, err := k.fetch(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	k.keep(c, keySet{keys: keys, fetched: now, tried: now})
+	return idsOf(keys), nil
+}
+
+func idsOf(keys []jose.JSONWebKey) []string {
+	ids := make([]string, len(keys))
+	for i, key := range keys {
+		ids[i] = key.KeyID
+	}
+	return ids
+}
+
+// uncached is the same without what is known.
+func (k *Keys) uncached() *Keys {
+	return &Keys{Now: k.Now, Opener: k.Opener, MaxAge: k.MaxAge, Observe: k.Observe}
+}
+
+func (k *Keys) maxAge() time.Duration {
+	if k.MaxAge <= 0 {
+		return DefaultKeysMaxAge
+	}
+	return k.MaxAge
+}
+
+func (k *Keys) fetch(ctx context.Context, c *cluster.Cluster) ([]jose.JSONWebKey, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
-	keys, err := fetch(ctx, c)
-	return len(keys), err
+	source := KeysFrom(c)
+	var keys []jose.JSONWebKey
+	var err error
+	if source == FromServer {
+		keys, err = fetchFromServer(ctx, c, k.Opener)
+	} else {
+		keys, err = fetch(ctx, c)
+	}
+	if k.Observe != nil {
+		k.Observe(source, err != nil)
+	}
+	return keys, err
 }
 
 func pick(keys []jose.JSONWebKey, id string) ([]jose.JSONWebKey, error) {
@@ -231,11 +329,8 @@ func fetch(ctx context.Context, c *cluster.Cluster) ([]jose.JSONWebKey, error) {
 func clientFor(c *cluster.Cluster) (*http.Client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-	if !proxied(c.Issuer) {
-		dialer := net.Dialer{Timeout: fetchTimeout, Control: func(_, address string, _ syscall.RawConn) error {
-			return admissible(c.Issuer, address)
-		}}
-		transport.DialContext = dialer.DialContext
+	if dial := dialer(c.Issuer); dial != nil {
+		transport.DialContext = dial
 	}
 	if c.CA != "" {
 		pool := x509.NewCertPool()
@@ -252,10 +347,22 @@ func clientFor(c *cluster.Cluster) (*http.Client, error) {
 	}, nil
 }
 
-// proxied reports whether the operator has requests to the issuer go through a
+// dialer connects to where a registered URL leads, if that is admissible. It is
+// nil where a proxy decides.
+func dialer(registered string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	if proxied(registered) {
+		return nil
+	}
+	d := net.Dialer{Timeout: fetchTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+		return admissible(registered, address)
+	}}
+	return d.DialContext
+}
+
+// proxied reports whether the operator has requests to a URL go through a
 // proxy, which then decides where they may go.
-func proxied(issuer string) bool {
-	u, err := url.Parse(issuer)
+func proxied(registered string) bool {
+	u, err := url.Parse(registered)
 	if err != nil {
 		return false
 	}
@@ -263,10 +370,10 @@ func proxied(issuer string) bool {
 	return err == nil && proxy != nil
 }
 
-// admissible refuses addresses behind which there is no issuer for others to
-// name: link-local ones, where clouds keep what their machines know, and this
-// machine's own, unless the issuer's URL says that it is here.
-func admissible(issuer, address string) error {
+// admissible refuses addresses behind which there is no issuer or API server
+// for others to name: link-local ones, where clouds keep what their machines
+// know, and this machine's own, unless the registered URL says that it is here.
+func admissible(registered, address string) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("address %q: %w", address, err)
@@ -274,15 +381,15 @@ func admissible(issuer, address string) error {
 	ip := ap.Addr().Unmap()
 	switch {
 	case ip.IsLinkLocalUnicast(), ip.IsMulticast(), ip.IsUnspecified():
-		return fmt.Errorf("the address %s is not one of an issuer", ip)
-	case ip.IsLoopback() && !onThisMachine(issuer):
-		return fmt.Errorf("the issuer's name leads to this machine (%s)", ip)
+		return fmt.Errorf("the address %s is not one that may be registered", ip)
+	case ip.IsLoopback() && !onThisMachine(registered):
+		return fmt.Errorf("the registered name leads to this machine (%s)", ip)
 	}
 	return nil
 }
 
-func onThisMachine(issuer string) bool {
-	u, err := url.Parse(issuer)
+func onThisMachine(registered string) bool {
+	u, err := url.Parse(registered)
 	if err != nil {
 		return false
 	}
@@ -304,7 +411,7 @@ func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	if resp.StatusCode != http.StatusOK {
 		hint := ""
 		if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
-			hint = " (does the cluster allow anonymous discovery? else register its keys with jwks)"
+			hint = " (does the cluster allow anonymous discovery? else register its API server with a credential, or its keys with jwks)"
 		}
 		return nil, fmt.Errorf("fetch %s: HTTP status %s%s", url, resp.Status, hint)
 	}

@@ -2,54 +2,26 @@ package attest
 
 import (
 	"context"
-	"slices"
+	"encoding/json"
 	"strings"
-	"time"
+	"unicode"
 
-	josejwt "github.com/go-jose/go-jose/v4/jwt"
-
-	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/crn"
-	"tabard.dev/tabard/internal/jwt"
 	"tabard.dev/tabard/internal/trust"
 )
 
-// Clusters is the part of the directory that tells which cluster a token can
-// come from.
-type Clusters interface {
-	// ClustersOf returns the clusters registered with exactly this issuer. Two
-	// accounts may have registered the same one.
-	ClustersOf(issuer string) []*cluster.Cluster
-	// ResourceGroupName returns a resource group's name, or "".
-	ResourceGroupName(id string) string
-}
-
-// Kubernetes verifies projected service-account tokens.
-type Kubernetes struct {
-	Clusters Clusters
-	Keys     *Keys
-	Now      func() time.Time
-}
-
-var kubernetesChecks = []string{CheckForm, CheckIssuer, CheckSignature, CheckAudience, CheckTime, CheckClaims}
-
-// kubernetesClaims are what a Kubernetes API server writes into a bound
-// service-account token.
-type kubernetesClaims struct {
-	Issuer   string           `json:"iss"`
-	Subject  string           `json:"sub"`
-	Audience josejwt.Audience `json:"aud"`
-	// Times are pointers, so that an absent one is told from zero.
-	IssuedAt   *josejwt.NumericDate `json:"iat"`
-	Expiry     *josejwt.NumericDate `json:"exp"`
-	NotBefore  *josejwt.NumericDate `json:"nbf"`
+// podClaims are what a Kubernetes API server writes into a service-account
+// token besides the registered claims. Further members, such as warnafter, say
+// nothing about who the pod is.
+type podClaims struct {
 	Kubernetes struct {
 		Namespace      string `json:"namespace"`
 		ServiceAccount named  `json:"serviceaccount"`
 		Pod            named  `json:"pod"`
 		Node           named  `json:"node"`
 	} `json:"kubernetes.io"`
+	LegacySecret json.RawMessage `json:"kubernetes.io/serviceaccount/secret.name"`
 }
 
 type named struct {
@@ -57,128 +29,86 @@ type named struct {
 	UID  string `json:"uid"`
 }
 
-func seconds(d *josejwt.NumericDate) int64 {
-	if d == nil {
-		return 0
-	}
-	return int64(*d)
+// legacyIssuer is the iss of the tokens that Kubernetes keeps in Secrets: they
+// never end, and are made for no audience.
+const legacyIssuer = "kubernetes/serviceaccount"
+
+const legacyHint = "This is a service-account token of the old kind, from a Secret: it never ends and is made for nobody in particular. Mount a projected token instead (volume source serviceAccountToken with audience iam and expirationSeconds 3600)."
+
+func (p *presented) legacy() bool {
+	return p.claims.Issuer == legacyIssuer || len(p.pod.LegacySecret) > 0
 }
 
-// Verify returns the evidence that a service-account token gives: one proof for
-// each account that registered the cluster with keys that verify it. The error
-// is a *Refusal.
-func (k *Kubernetes) Verify(ctx context.Context, raw string) ([]Proof, error) {
-	start := steps{names: kubernetesChecks}
-	t, err := jwt.Parse(raw, jwt.Asymmetric, "", "JWT")
-	if err != nil {
-		r := start.refuse(Malformed, CheckForm, "a signed JWT ("+algorithms()+")", err.Error(), "The compute resource token is not a JWT that can be checked.")
-		r.Cause = err
-		return nil, r
+func (w *Workloads) tryCluster(ctx context.Context, c *cluster.Cluster, p *presented, s *steps) outcome {
+	if r := w.Keys.check(ctx, c, "cluster", p.token, s); r != nil {
+		return outcome{refusal: r}
 	}
-	// The claims are read once. Until a key has verified the signature over
-	// these very bytes, only the issuer is looked at, to find the key.
-	var claims kubernetesClaims
-	if err := t.Unverified(&claims); err != nil {
-		r := start.refuse(Malformed, CheckForm, "claims in JSON, each once", err.Error(), "The compute resource token's claims cannot be read.")
-		r.Cause = err
-		return nil, r
+	hint := "The token was made for another audience; project it with audience: " + c.Audience + "."
+	if p.legacy() {
+		hint = legacyHint
 	}
-	start.pass(CheckForm, "a signed JWT", t.Alg+" kid "+t.KeyID)
-
-	clusters := k.Clusters.ClustersOf(claims.Issuer)
-	if len(clusters) == 0 {
-		return nil, start.refuse(UnknownIssuer, CheckIssuer, "a registered cluster", claims.Issuer,
-			"No registered cluster has the token's issuer; register it with 'tabard ks cluster-register NAME --issuer URL'.")
+	if r := p.checkAudience(s, c.Audience, hint); r != nil {
+		return outcome{refusal: r}
 	}
-	start.pass(CheckIssuer, "a registered cluster", claims.Issuer)
-
-	var proofs []Proof
-	var nearest *Refusal // over all accounts, and
-	var aimed []Aimed    // for each of them
-	for _, c := range clusters {
-		s := steps{names: kubernetesChecks, trace: slices.Clone(start.trace)}
-		proof, refusal := k.verifyFor(ctx, c, t, &claims, s)
-		if refusal == nil {
-			proofs = append(proofs, proof)
-			continue
-		}
-		if nearest == nil || progress(refusal.Trace) > progress(nearest.Trace) {
-			nearest = refusal
-		}
-		seen := slices.IndexFunc(aimed, func(a Aimed) bool { return a.AccountID == c.AccountID })
-		switch {
-		case seen < 0:
-			aimed = append(aimed, Aimed{AccountID: c.AccountID, Trace: refusal.Trace})
-		case progress(refusal.Trace) > progress(aimed[seen].Trace):
-			aimed[seen].Trace = refusal.Trace
-		}
+	if r := checkTime(s, w.Now(), seconds(p.claims.IssuedAt), seconds(p.claims.NotBefore), seconds(p.claims.Expiry)); r != nil {
+		return outcome{refusal: r}
 	}
-	if len(proofs) > 0 {
-		return proofs, nil
+	if p.podErr != nil {
+		return outcome{refusal: s.refuse(BadClaims, CheckClaims, "the claims of a service-account token", p.podErr.Error(),
+			"The token is not a bound service-account token.")}
 	}
-	nearest.Aimed = aimed
-	return nil, nearest
-}
-
-// progress counts the checks that passed before one failed.
-func progress(t activity.Trace) int {
-	failed, _ := t.Failed()
-	return slices.Index(kubernetesChecks, failed.Name)
-}
-
-func (k *Kubernetes) verifyFor(ctx context.Context, c *cluster.Cluster, t *jwt.Token, claims *kubernetesClaims, s steps) (Proof, *Refusal) {
-	if r := k.Keys.check(ctx, c, "cluster", t, &s); r != nil {
-		return Proof{}, r
-	}
-	if !claims.Audience.Contains(c.Audience) {
-		return Proof{}, s.refuse(WrongAudience, CheckAudience, c.Audience, strings.Join(claims.Audience, ", "),
-			"The token was made for another audience; project it with audience: "+c.Audience+".")
-	}
-	s.pass(CheckAudience, c.Audience, strings.Join(claims.Audience, ", "))
-
-	if r := checkTime(&s, k.Now(), seconds(claims.IssuedAt), seconds(claims.NotBefore), seconds(claims.Expiry)); r != nil {
-		return Proof{}, r
-	}
-
-	namespace, account := claims.Kubernetes.Namespace, claims.Kubernetes.ServiceAccount.Name
+	k := p.pod.Kubernetes
+	namespace, account := k.Namespace, k.ServiceAccount.Name
 	wanted := "sub system:serviceaccount:" + namespace + ":" + account
-	if namespace == "" || account == "" || "sub "+claims.Subject != wanted {
-		return Proof{}, s.refuse(BadClaims, CheckClaims, wanted, "sub "+claims.Subject,
-			"The token is not a bound service-account token.")
+	if !segment(namespace) || !segment(account) || "sub "+p.claims.Subject != wanted {
+		return outcome{refusal: s.refuse(BadClaims, CheckClaims, wanted, "sub "+p.claims.Subject,
+			"The token is not a bound service-account token.")}
 	}
-	s.pass(CheckClaims, wanted, "sub "+claims.Subject)
+	for what, v := range map[string]string{"pod": k.Pod.Name, "node": k.Node.Name} {
+		if v != "" && !segment(v) {
+			return outcome{refusal: s.refuse(BadClaims, CheckClaims, "the name of a "+what, v, "The token names a "+what+" that cannot be one.")}
+		}
+	}
+	s.pass(CheckClaims, wanted, "sub "+p.claims.Subject)
 
 	name, err := crn.Parse(c.CRN)
 	if err != nil {
-		return Proof{}, s.refuse(BadClaims, CheckClaims, "a cluster CRN", c.CRN, "The cluster's record is broken.")
+		return outcome{refusal: s.refuse(BadClaims, CheckClaims, "a cluster CRN", c.CRN, "The cluster's record is broken.")}
 	}
-	pod := claims.Kubernetes.Pod.Name
 	ev := trust.Evidence{
 		Type: c.Type, CRN: name, AccountID: c.AccountID,
 		Namespace: namespace, ServiceAccount: account,
-		Name: strings.Join([]string{c.Name, namespace, account, pod}, ":"),
+		Name: strings.Join([]string{c.Name, namespace, account, k.Pod.Name}, ":"),
 		Claims: map[string]any{
 			"crn": c.CRN, "service_instance": c.ID, "location": c.Location,
 			"resource_group_id": c.ResourceGroupID,
 			"namespace":         namespace, "name": account,
 		},
 	}
-	optional(ev.Claims, "resource_group_name", k.Clusters.ResourceGroupName(c.ResourceGroupID))
-	optional(ev.Claims, "pod", pod)
-	return Proof{Evidence: ev, Trace: s.trace}, nil
+	if groups := w.Clusters.ClusterGroupNames(c); len(groups) > 0 {
+		ev.Claims["cluster_group"] = groups
+	}
+	optional(ev.Claims, "resource_group_name", w.Clusters.ResourceGroupName(c.ResourceGroupID))
+	optional(ev.Claims, "pod", k.Pod.Name)
+	optional(ev.Claims, "pod_uid", k.Pod.UID)
+	optional(ev.Claims, "node", k.Node.Name)
+	o := evidenceProof(ev, s)
+	if c.Review {
+		o.proof.review = &pendingReview{
+			reviewer: w.Reviewer, cluster: c, raw: p.raw, expires: seconds(p.claims.Expiry),
+			subject: p.claims.Subject, accountUID: k.ServiceAccount.UID, podUID: k.Pod.UID,
+		}
+	}
+	return o
 }
 
-// optional sets a claim that was proved; an absent one meets no condition.
-func optional(claims map[string]any, name, value string) {
-	if value != "" {
-		claims[name] = value
-	}
-}
+// maxSegment is the longest name that Kubernetes gives anything, in characters.
+const maxSegment = 253
 
-func algorithms() string {
-	names := make([]string, len(jwt.Asymmetric))
-	for i, a := range jwt.Asymmetric {
-		names[i] = string(a)
-	}
-	return strings.Join(names, ", ")
+// segment reports whether a name can be one of Kubernetes: it stands between
+// colons in the subject and in the workload's name.
+func segment(s string) bool {
+	return s != "" && len(s) <= maxSegment && !strings.ContainsFunc(s, func(r rune) bool {
+		return r == ':' || unicode.IsSpace(r) || unicode.IsControl(r)
+	})
 }

@@ -33,6 +33,8 @@ func (r registered) ClustersOf(issuer string) []*cluster.Cluster {
 	return out
 }
 
+func (r registered) ClusterGroupNames(c *cluster.Cluster) []string { return c.GroupIDs }
+
 func (r registered) ResourceGroupName(id string) string {
 	return map[string]string{"rg-1": "default"}[id]
 }
@@ -41,7 +43,7 @@ const away = "4f1e0c00000000000000000000000002"
 
 // pod is a verifier that knows one cluster, and the cluster's key.
 type pod struct {
-	*attest.Kubernetes
+	*attest.Workloads
 	clock   *clock
 	key     *ecdsa.PrivateKey
 	cluster *cluster.Cluster
@@ -51,7 +53,7 @@ func newPod(t *testing.T, more ...*cluster.Cluster) *pod {
 	t.Helper()
 	p := &pod{clock: newClock(), key: jwttest.Key(t, elliptic.P256())}
 	p.cluster = uploaded("c0ffee", jwttest.Set(t, jwttest.JWK(p.key.Public(), "k1", "ES256")))
-	p.Kubernetes = &attest.Kubernetes{
+	p.Workloads = &attest.Workloads{
 		Clusters: append(registered{p.cluster}, more...), Keys: &attest.Keys{Now: p.clock.Now}, Now: p.clock.Now,
 	}
 	return p
@@ -109,7 +111,7 @@ func TestAServiceAccountTokenIsEvidenceOfItsPod(t *testing.T) {
 	}
 	want := object{
 		"crn": p.cluster.CRN, "service_instance": "c0ffee", "location": "us-south", "resource_group_id": "rg-1",
-		"resource_group_name": "default", "namespace": "apps", "name": "lister", "pod": "pod-1",
+		"resource_group_name": "default", "namespace": "apps", "name": "lister", "pod": "pod-1", "pod_uid": "u2",
 	}
 	if fmt.Sprint(ev.Claims) != fmt.Sprint(want) {
 		t.Errorf("claims %v, want %v", ev.Claims, want)

@@ -350,7 +350,7 @@ func TestKeysOfAClusterAreNotThoseOfAProvider(t *testing.T) {
 	podKey := jwttest.Key(t, elliptic.P256())
 	c := uploaded("c0ffee", jwttest.Set(t, jwttest.JWK(podKey.Public(), "k1", "ES256")))
 	c.Issuer, c.Audience = d.provider.Issuer, d.provider.Audience
-	pods := &attest.Kubernetes{Clusters: registered{c}, Keys: d.Keys, Now: d.clock.Now}
+	pods := &attest.Workloads{Clusters: registered{c}, Keys: d.Keys, Now: d.clock.Now}
 	claims := d.claims(object{
 		"sub":           "system:serviceaccount:apps:lister",
 		"kubernetes.io": object{"namespace": "apps", "serviceaccount": object{"name": "lister"}},

@@ -83,10 +83,44 @@ func (c *Cluster) Validate() error {
 	if len(c.Audience) == 0 || len(c.Audience) > 256 {
 		return errors.New("audience must have 1 to 256 characters")
 	}
-	if len(c.JWKS) > 0 {
+	if c.Server != nil {
+		if err := ValidServerURL(c.Server.URL); err != nil {
+			return err
+		}
+	}
+	if c.Review && c.Server == nil {
+		return errors.New("review needs server: the API server that is to be asked about tokens")
+	}
+	if len(c.JWKS) > 0 || c.Server != nil {
 		return nil
 	}
 	return ValidFetchURL(c.Issuer)
+}
+
+// ValidServerURL reports why a URL is not an API server's: a credential is sent
+// there, so only https will do.
+func ValidServerURL(raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+		return fmt.Errorf("server %q must be a URL such as https://10.0.0.1:6443", raw)
+	}
+	if u.Path != "" {
+		return fmt.Errorf("server %q must be a URL without a path", raw)
+	}
+	return nil
+}
+
+// origin is an API server's URL in one spelling.
+func (s *APIServer) origin() string {
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		return s.URL
+	}
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	return strings.ToLower(u.Hostname()) + ":" + port
 }
 
 // ValidFetchURL reports why a URL may not be fetched: keys are only believed
@@ -163,11 +197,21 @@ const MaxJoinTokenLife = time.Hour
 func (h *Host) KeyIDs() []string { return keyIDs(h.JWKS) }
 
 // Claims returns what no two clusters of one account may share, so that a token
-// can come from one of them only: the issuer, and where the keys were uploaded,
-// the issuer with each of them. Many clusters are set up with the same issuer.
+// can come from one of them only: the issuer with each of the uploaded keys,
+// with the API server that the keys come from, or alone. Many clusters are set
+// up with the same issuer. That of a cluster whose keys come from the issuer
+// itself is free for no other cluster of the account, which whoever registers
+// clusters must see to: it does not follow from these.
 func (c *Cluster) Claims() []string {
-	ids := keyIDs(c.JWKS)
-	if len(c.JWKS) == 0 {
+	var ids []string
+	switch {
+	case len(c.JWKS) > 0:
+		for _, id := range keyIDs(c.JWKS) {
+			ids = append(ids, "key "+id)
+		}
+	case c.Server != nil:
+		ids = []string{"server " + c.Server.origin()}
+	default:
 		ids = []string{""}
 	}
 	claims := make([]string, len(ids))

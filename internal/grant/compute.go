@@ -52,7 +52,7 @@ func (s *Service) CRToken(ctx context.Context, o Origin, r CRTokenRequest) (Answ
 		a.trace.Fail(attest.CheckForm, "cr_token", "(absent)", "send the service-account token as cr_token")
 		return Answer{}, a.refuse(ctx, missing("cr_token"))
 	}
-	proofs, err := s.cfg.Kubernetes.Verify(ctx, r.Token)
+	proofs, err := s.cfg.Workloads.Verify(ctx, r.Token)
 	if err != nil {
 		refusal := asRefusal(err)
 		a.trace = refusal.Trace

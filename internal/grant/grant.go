@@ -32,16 +32,16 @@ type Recorder interface {
 
 // Config are the collaborators.
 type Config struct {
-	Directory  *directory.Directory
-	Kubernetes *attest.Kubernetes
-	Instances  *attest.Instances
-	Users      *attest.Users
-	Hosts      *attest.HostProofs
-	Tokens     *token.Issuer
-	Sealer     *token.Sealer
-	Journal    Recorder
-	Names      crn.Names
-	Now        func() time.Time
+	Directory *directory.Directory
+	Workloads *attest.Workloads
+	Instances *attest.Instances
+	Users     *attest.Users
+	Hosts     *attest.HostProofs
+	Tokens    *token.Issuer
+	Sealer    *token.Sealer
+	Journal   Recorder
+	Names     crn.Names
+	Now       func() time.Time
 
 	// OperatorAccount is the account whose administrators run the
 	// installation. Attempts that cannot be assigned to an account stand in

@@ -57,11 +57,11 @@ func start(t *testing.T) *stack {
 	s.d = s.Config.Directory
 	s.tokens = &token.Issuer{Keys: s.ring("access-token", "", nil), URL: issuerURL, Now: s.now}
 	s.grants = grant.New(grant.Config{
-		Directory:  s.d,
-		Kubernetes: &attest.Kubernetes{Clusters: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
-		Instances:  &attest.Instances{Hosts: s.d, Region: region, Now: s.now},
-		Users:      &attest.Users{Providers: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
-		Tokens:     s.tokens, Sealer: s.Sealer, Journal: s.Config.Journal, Names: crn.DefaultNames, Now: s.now,
+		Directory: s.d,
+		Workloads: &attest.Workloads{Clusters: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
+		Instances: &attest.Instances{Hosts: s.d, Region: region, Now: s.now},
+		Users:     &attest.Users{Providers: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
+		Tokens:    s.tokens, Sealer: s.Sealer, Journal: s.Config.Journal, Names: crn.DefaultNames, Now: s.now,
 		OperatorAccount: s.Owner.AccountID, Usage: s.Usage,
 		Observe: func(grant, outcome string, took time.Duration) {
 			s.mu.Lock()

@@ -37,7 +37,8 @@ type Config struct {
 	Token       func(context.Context) (string, error)
 	Certificate *tls.Certificate // of the client, when it proves itself by one
 
-	Timeout time.Duration // of one request that is not a watch; default [DefaultTimeout]
+	Timeout   time.Duration // of one request that is not a watch; default [DefaultTimeout]
+	MaxAnswer int64         // bytes of an answer to one; default 32 MiB
 
 	// Dial replaces how connections are made, for callers that may reach only
 	// some addresses.
@@ -49,6 +50,7 @@ type Client struct {
 	base    *url.URL
 	token   func(context.Context) (string, error)
 	timeout time.Duration
+	max     int64
 	http    *http.Client
 }
 
@@ -79,8 +81,11 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultTimeout
 	}
+	if cfg.MaxAnswer <= 0 {
+		cfg.MaxAnswer = maxAnswer
+	}
 	return &Client{
-		base: base, token: cfg.Token, timeout: cfg.Timeout,
+		base: base, token: cfg.Token, timeout: cfg.Timeout, max: cfg.MaxAnswer,
 		http: &http.Client{
 			Transport: transport,
 			// A redirect would take the credential where nobody sent it.
@@ -143,12 +148,12 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, in, o
 		return err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, c.max+1))
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
-	if len(body) > maxAnswer {
-		return fmt.Errorf("%s %s: the answer is longer than %d bytes", method, path, maxAnswer)
+	if int64(len(body)) > c.max {
+		return fmt.Errorf("%s %s: the answer is longer than %d bytes", method, path, c.max)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return fmt.Errorf("%s %s: %w", method, path, statusError(resp.StatusCode, body))

@@ -143,9 +143,9 @@ type recorder interface {
 func (s *stack) wire(journal recorder) {
 	instances := &attest.Instances{Hosts: s.d, Region: region, Now: s.clock.now}
 	s.grants = grant.New(grant.Config{
-		Directory:  s.d,
-		Kubernetes: &attest.Kubernetes{Clusters: s.d, Keys: &attest.Keys{Now: s.clock.now}, Now: s.clock.now},
-		Instances:  instances, Tokens: s.issuer, Sealer: s.Sealer, Journal: journal,
+		Directory: s.d,
+		Workloads: &attest.Workloads{Clusters: s.d, Keys: &attest.Keys{Now: s.clock.now}, Now: s.clock.now},
+		Instances: instances, Tokens: s.issuer, Sealer: s.Sealer, Journal: journal,
 		Names: crn.DefaultNames, Now: s.clock.now, OperatorAccount: s.Owner.AccountID,
 	})
 	s.service = s.newService(journal, s.grants)

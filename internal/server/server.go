@@ -146,16 +146,16 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s.sweeper = &retention.Sweeper{Directory: s.directory, Names: names, Now: cfg.Now, Log: cfg.Log}
 	issuer := &token.Issuer{Keys: s.keys, URL: s.cfg.Issuer, Now: cfg.Now}
-	clusterKeys := &attest.Keys{Now: cfg.Now}
+	clusterKeys := &attest.Keys{Now: cfg.Now, Opener: sealer}
 	instances := &attest.Instances{Hosts: s.directory, Region: cfg.Region, Now: cfg.Now}
 	proofs := &attest.HostProofs{Hosts: s.directory, Audience: s.cfg.Issuer + "/token", Now: cfg.Now}
 	grants := grant.New(grant.Config{
-		Directory:  s.directory,
-		Kubernetes: &attest.Kubernetes{Clusters: s.directory, Keys: clusterKeys, Now: cfg.Now},
-		Instances:  instances,
-		Hosts:      proofs,
-		Users:      &attest.Users{Providers: s.directory, Keys: clusterKeys, Now: cfg.Now},
-		Tokens:     issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
+		Directory: s.directory,
+		Workloads: &attest.Workloads{Clusters: s.directory, Issuers: s.directory, Keys: clusterKeys, Now: cfg.Now},
+		Instances: instances,
+		Hosts:     proofs,
+		Users:     &attest.Users{Providers: s.directory, Keys: clusterKeys, Now: cfg.Now},
+		Tokens:    issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
 		OperatorAccount: operator, Usage: s.usage, Observe: metrics.granted,
 	})
 	if s.disks, err = blob.Open(filepath.Join(cfg.DataDir, "images")); err != nil {

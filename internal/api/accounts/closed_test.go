@@ -33,11 +33,11 @@ func issuing(t *testing.T) *apitest.Env {
 	const issuer = "http://tabard.test/identity"
 	clusterKeys := &attest.Keys{Now: time.Now}
 	grants := grant.New(grant.Config{
-		Directory:  d,
-		Kubernetes: &attest.Kubernetes{Clusters: d, Keys: clusterKeys, Now: time.Now},
-		Instances:  &attest.Instances{Hosts: d, Region: "us-south", Now: time.Now},
-		Tokens:     &token.Issuer{Keys: keys, URL: issuer, Now: time.Now},
-		Sealer:     e.Sealer, Journal: e.Config.Journal, Names: crn.DefaultNames, Now: time.Now, OperatorAccount: e.Owner.AccountID,
+		Directory: d,
+		Workloads: &attest.Workloads{Clusters: d, Keys: clusterKeys, Now: time.Now},
+		Instances: &attest.Instances{Hosts: d, Region: "us-south", Now: time.Now},
+		Tokens:    &token.Issuer{Keys: keys, URL: issuer, Now: time.Now},
+		Sealer:    e.Sealer, Journal: e.Config.Journal, Names: crn.DefaultNames, Now: time.Now, OperatorAccount: e.Owner.AccountID,
 	})
 	e.Config.Auth = grants
 	iamtoken.Register(e.Mux, iamtoken.Config{Grants: grants, Keys: keys, Issuer: issuer, Now: time.Now, Log: slog.New(slog.DiscardHandler)})

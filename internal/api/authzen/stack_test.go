@@ -69,10 +69,10 @@ func start(t testing.TB) *stack {
 	}
 	s.tokens = &token.Issuer{Keys: keys, URL: s.Config.URL + "/identity", Now: s.now}
 	s.grants = grant.New(grant.Config{
-		Directory:  s.d,
-		Kubernetes: &attest.Kubernetes{Clusters: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
-		Instances:  &attest.Instances{Hosts: s.d, Region: "us-south", Now: s.now},
-		Tokens:     s.tokens, Sealer: s.Sealer, Journal: s.Config.Journal, Names: crn.DefaultNames, Now: s.now, OperatorAccount: s.Owner.AccountID,
+		Directory: s.d,
+		Workloads: &attest.Workloads{Clusters: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
+		Instances: &attest.Instances{Hosts: s.d, Region: "us-south", Now: s.now},
+		Tokens:    s.tokens, Sealer: s.Sealer, Journal: s.Config.Journal, Names: crn.DefaultNames, Now: s.now, OperatorAccount: s.Owner.AccountID,
 	})
 	s.Config.Auth = both{s.Config.Auth, s.grants}
 	s.register(s.Owner.AccountID)

@@ -85,9 +85,9 @@ func start(t testing.TB) *stack {
 	must(t, err)
 	proofs := &attest.HostProofs{Hosts: s.d, Audience: endpoint, Now: s.now}
 	s.grants = grant.New(grant.Config{
-		Directory:  s.d,
-		Kubernetes: &attest.Kubernetes{Clusters: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
-		Instances:  &attest.Instances{Hosts: s.d, Region: "us-south", Now: s.now}, Hosts: proofs,
+		Directory: s.d,
+		Workloads: &attest.Workloads{Clusters: s.d, Keys: &attest.Keys{Now: s.now}, Now: s.now},
+		Instances: &attest.Instances{Hosts: s.d, Region: "us-south", Now: s.now}, Hosts: proofs,
 		Tokens: &token.Issuer{Keys: keys, URL: s.Config.URL + "/identity", Now: s.now}, Sealer: s.Sealer, Journal: s.Config.Journal,
 		Names: crn.DefaultNames, Now: s.now, OperatorAccount: s.Owner.AccountID,
 	})

@@ -77,12 +77,12 @@ type recorder interface {
 // wire puts the endpoint together on a journal.
 func (s *stack) wire(journal recorder) {
 	s.grants = grant.New(grant.Config{
-		Directory:  s.d,
-		Kubernetes: &attest.Kubernetes{Clusters: s.d, Keys: &attest.Keys{Now: s.clock.now}, Now: s.clock.now},
-		Instances:  &attest.Instances{Hosts: s.d, Region: "us-south", Now: s.clock.now},
-		Users:      &attest.Users{Providers: s.d, Keys: &attest.Keys{Now: s.clock.now}, Now: s.clock.now},
-		Tokens:     &token.Issuer{Keys: s.keys, URL: issuerURL, Now: s.clock.now},
-		Sealer:     s.Sealer, Journal: journal, Names: crn.DefaultNames, Now: s.clock.now, OperatorAccount: s.Owner.AccountID,
+		Directory: s.d,
+		Workloads: &attest.Workloads{Clusters: s.d, Keys: &attest.Keys{Now: s.clock.now}, Now: s.clock.now},
+		Instances: &attest.Instances{Hosts: s.d, Region: "us-south", Now: s.clock.now},
+		Users:     &attest.Users{Providers: s.d, Keys: &attest.Keys{Now: s.clock.now}, Now: s.clock.now},
+		Tokens:    &token.Issuer{Keys: s.keys, URL: issuerURL, Now: s.clock.now},
+		Sealer:    s.Sealer, Journal: journal, Names: crn.DefaultNames, Now: s.clock.now, OperatorAccount: s.Owner.AccountID,
 	})
 	s.mux = http.NewServeMux()
 	iamtoken.Register(s.mux, iamtoken.Config{

@@ -18,6 +18,7 @@ import (
 	"tabard.dev/tabard/internal/api/iamtoken"
 	"tabard.dev/tabard/internal/api/resourcecontroller"
 	"tabard.dev/tabard/internal/api/vpcapi"
+	"tabard.dev/tabard/internal/api/workloads"
 	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/token"
@@ -29,6 +30,7 @@ type routesConfig struct {
 	proofs      *attest.HostProofs
 	sealer      *token.Sealer
 	clusterKeys *attest.Keys
+	workloads   *attest.Workloads
 	metrics     *metrics
 }
 
@@ -57,6 +59,7 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	authzen.Register(mux, c.api, c.grants)
 	resourcecontroller.Register(mux, c.api, c.sealer)
 	clusters.Register(mux, c.api, c.clusterKeys)
+	workloads.Register(mux, c.api, workloads.Options{Keys: c.clusterKeys, Prover: c.workloads, Audience: s.cfg.Issuer})
 	accounts.Register(mux, c.api, c.sealer, c.clusterKeys)
 	catalogapi.Register(mux, c.api)
 	activityapi.Register(mux, c.api, s.store)

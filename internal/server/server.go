@@ -149,9 +149,10 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	clusterKeys := &attest.Keys{Now: cfg.Now, Opener: sealer}
 	instances := &attest.Instances{Hosts: s.directory, Region: cfg.Region, Now: cfg.Now}
 	proofs := &attest.HostProofs{Hosts: s.directory, Audience: s.cfg.Issuer + "/token", Now: cfg.Now}
+	workloads := &attest.Workloads{Clusters: s.directory, Issuers: s.directory, Keys: clusterKeys, Now: cfg.Now}
 	grants := grant.New(grant.Config{
 		Directory: s.directory,
-		Workloads: &attest.Workloads{Clusters: s.directory, Issuers: s.directory, Keys: clusterKeys, Now: cfg.Now},
+		Workloads: workloads,
 		Instances: instances,
 		Hosts:     proofs,
 		Users:     &attest.Users{Providers: s.directory, Keys: clusterKeys, Now: cfg.Now},
@@ -172,7 +173,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 			Region: cfg.Region, Now: cfg.Now, Log: cfg.Log, OperatorAccount: operator,
 			Events: s.store, Usage: s.usage, Routes: &s.routeTable,
 		},
-		grants: grants, proofs: proofs, sealer: sealer, clusterKeys: clusterKeys, metrics: metrics,
+		grants: grants, proofs: proofs, sealer: sealer, clusterKeys: clusterKeys, workloads: workloads, metrics: metrics,
 	})
 	return s, nil
 }

@@ -12,7 +12,12 @@ import (
 	"github.com/spf13/pflag"
 )
 
-var crTypes = []string{"VSI", "IKS_SA", "ROKS_SA", "PVS", "BMS", "CE"}
+// The types of compute resource that links and rules can be about. A workload
+// issuer's workloads are not all one's own, so that only rules can name them.
+var (
+	crTypes   = append(slices.Clone(linkTypes), "OIDC")
+	linkTypes = []string{"VSI", "IKS_SA", "ROKS_SA", "PVS", "BMS", "CE"}
+)
 
 func profileCommands() []*cobra.Command {
 	profile := inAccount(profiles, "iam", "trusted-profile", "my-trusted-profile")
@@ -68,7 +73,9 @@ var rules = &part{
 	},
 	outer: profiles, word: "trusted-profile-rule", sample: "my-trusted-profile", name: "my-rule",
 	example: "--type Profile-CR --cr-type IKS_SA --conditions claim:namespace,operator:EQUALS,value:default",
-	help:    "A claim rule lets every compute resource put on the profile whose proved claims meet all its conditions.\n" + conditionsHelp,
+	help: "A claim rule lets every compute resource put on the profile whose proved claims meet all its conditions.\n" + conditionsHelp +
+		"\nA rule of type OIDC is about the workloads of a registered issuer, such as the jobs of a CI service; it must compare\n" +
+		"issuer, and claims that say whose the workload is: see tabard iam workload-presets.",
 }
 
 // args names the arguments of a command about one.
@@ -184,7 +191,7 @@ func linkFlags(f *pflag.FlagSet) body {
 	var name, crType, crn, namespace, account, componentType, componentName string
 	var crossAccount bool
 	f.StringVar(&name, "name", "", "name of the link")
-	choice(f, &crType, "cr-type", "", "type of the compute resource", crTypes...)
+	choice(f, &crType, "cr-type", "", "type of the compute resource", linkTypes...)
 	f.StringVar(&crn, "link-crn", "", "`CRN` of the instance or cluster")
 	f.StringVar(&namespace, "link-namespace", "", "namespace, for IKS_SA and ROKS_SA")
 	f.StringVar(&account, "link-name", "", "service account, for IKS_SA and ROKS_SA")

@@ -60,7 +60,8 @@ var anyTag = []string{"If-Match", "*"}
 // openRoutes are the routes that need no action, with all that they may have:
 // whoever adds one has to say here that it tells nothing about an account.
 var openRoutes = map[string]call{
-	"GET /v2/roles": {target: "/v2/roles?account_id=$account"},
+	"GET /v2/roles":            {target: "/v2/roles?account_id=$account"},
+	"GET /v1/workload_presets": {target: "/v1/workload_presets"},
 
 	// For host agents, whose tokens none of the walk's callers has.
 	"POST /v1/agent/join":       {target: "/v1/agent/join", status: 401, body: `{"join_token":"x","jwk":{},"proof":"x"}`},
@@ -364,6 +365,18 @@ var walk = map[string][]call{
 	"GET /v1/idps/{id}":    {{target: "/v1/idps/$idp"}},
 	"PUT /v1/idps/{id}":    {{target: "/v1/idps/$idp", body: `{"name":"renamed","audience":"other","enabled":false,"jwks":$jwks}`, header: anyTag, tagged: true}},
 	"DELETE /v1/idps/{id}": {{target: "/v1/idps/$idp"}},
+
+	"GET /v1/workload_issuers": {{target: "/v1/workload_issuers", shows: "$workload_issuer"}},
+	"POST /v1/workload_issuers": {{
+		target: "/v1/workload_issuers",
+		body:   `{"name":"new","issuer":"https://127.0.0.1:1/new","audience":"tabard","jwks":$jwks,"mapping":{"claims":{"team":"org.team"},"pin":[["team"]],"form":{"team":"[a-z]+"}}}`,
+	}},
+	"GET /v1/workload_issuers/{id}": {{target: "/v1/workload_issuers/$workload_issuer"}},
+	"PATCH /v1/workload_issuers/{id}": {{
+		target: "/v1/workload_issuers/$workload_issuer", header: anyTag, tagged: true,
+		body: `{"name":"renamed","audience":"other","jwks":$jwks,"preset":"gitlab"}`,
+	}},
+	"DELETE /v1/workload_issuers/{id}": {{target: "/v1/workload_issuers/$workload_issuer"}},
 
 	"GET /v1/events": {{target: "/v1/events"}},
 	"GET /v1/events/{correlation_id}/explanation": {{target: "/v1/events/$transaction/explanation"}},

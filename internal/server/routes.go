@@ -18,6 +18,7 @@ import (
 	"tabard.dev/tabard/internal/api/iamtoken"
 	"tabard.dev/tabard/internal/api/resourcecontroller"
 	"tabard.dev/tabard/internal/api/vpcapi"
+	"tabard.dev/tabard/internal/api/workloads"
 	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/token"
@@ -58,6 +59,7 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	authzen.Register(mux, c.api, c.grants)
 	resourcecontroller.Register(mux, c.api, c.sealer)
 	clusters.Register(mux, c.api, clusters.Options{Keys: c.clusterKeys, Tokens: c.workloads, Reviewer: c.workloads.Reviewer, Sealer: c.sealer})
+	workloads.Register(mux, c.api, workloads.Options{Keys: c.clusterKeys, Prover: c.workloads, Audience: s.cfg.Issuer})
 	accounts.Register(mux, c.api, c.sealer, c.clusterKeys)
 	catalogapi.Register(mux, c.api)
 	activityapi.Register(mux, c.api, s.store)

@@ -483,6 +483,7 @@ func (b *builder) identities() {
 	b.call("PUT", "/v1/preferences/accounts/$account/identities/$user/console/theme", `{"value_string":"dark"}`)
 	v["jwks"] = keySet()
 	b.make("idp", "id", "/v1/idps", `{"name":"first","issuer":"https://127.0.0.1:1/first","audience":"tabard","jwks":$jwks}`)
+	b.make("workload_issuer", "id", "/v1/workload_issuers", `{"name":"first","issuer":"https://127.0.0.1:1/workloads","audience":"tabard","jwks":$jwks}`)
 }
 
 // ruleBody is a claim rule of a profile.

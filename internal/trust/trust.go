@@ -203,7 +203,7 @@ func Holds(c identity.Condition, claim any) bool {
 	if len(values) == 0 {
 		return false
 	}
-	wanted := decode(c.Value)
+	wanted := Values(c.Value)
 	if len(wanted) == 0 {
 		return false
 	}
@@ -254,10 +254,10 @@ func elements(claim any) ([]string, bool) {
 	return nil, false
 }
 
-// decode reads a condition's value: JSON in a string. Booleans and numbers
+// Values reads a condition's value: JSON in a string. Booleans and numbers
 // become their text; text that is not JSON stands for itself, because public
-// Terraform writes it so.
-func decode(value string) []string {
+// Terraform writes it so. Nothing is returned for a value that no claim meets.
+func Values(value string) []string {
 	var v any
 	dec := json.NewDecoder(strings.NewReader(value))
 	dec.UseNumber()

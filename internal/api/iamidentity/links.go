@@ -47,6 +47,10 @@ func (l linked) check(t identity.CRType) error {
 	if !t.Valid() {
 		return api.Invalid("cr_type must be one of VSI, PVS, BMS, IKS_SA, ROKS_SA, CE.").On("cr_type")
 	}
+	if t == identity.OIDC {
+		// Its CRN is the issuer's, whose workloads are not all one's own.
+		return api.Invalid("There are no links of cr_type %s: create a claim rule, which says whose workloads of the issuer it admits.", t).On("cr_type")
+	}
 	if _, err := crn.Parse(l.CRN); err != nil {
 		return api.Invalid("link.crn is %v.", err).On("link.crn")
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"tabard.dev/tabard/internal/api"
+	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/identity"
 )
@@ -48,7 +49,7 @@ func (b *ruleBody) check() error {
 	case identity.RuleCR:
 		b.RealmName, b.Expiration = "", 0
 		if !b.CRType.Valid() {
-			return api.Invalid("cr_type is required for rules of type %s and must be one of VSI, PVS, BMS, IKS_SA, ROKS_SA, CE.", identity.RuleCR).On("cr_type")
+			return api.Invalid("cr_type is required for rules of type %s and must be one of VSI, PVS, BMS, IKS_SA, ROKS_SA, CE, OIDC.", identity.RuleCR).On("cr_type")
 		}
 	case identity.RuleSAML:
 		b.CRType = ""
@@ -77,7 +78,7 @@ func (b *ruleBody) check() error {
 
 // checkCondition does not look at the claim's name: one that is unknown for
 // the compute resource's type never matches (reference/iam-identity.md
-// section 4.3).
+// section 4.3). Rules of type OIDC are ours, and held to more: see lint.
 func checkCondition(cond identity.Condition, ruleType string) error {
 	if err := checkName("conditions.claim", cond.Claim); err != nil {
 		return err
@@ -95,6 +96,19 @@ func checkCondition(cond identity.Condition, ruleType string) error {
 		return api.Invalid(`conditions.value must be a JSON string, number or boolean, such as "\"text\"", or for IN an array of them.`).On("conditions.value")
 	}
 	return nil
+}
+
+// lint refuses rules about workload issuers that would admit strangers, or
+// nobody. It looks at the account's issuers, and so runs in the transaction.
+func (r *routes) lint(c *api.Call, b *ruleBody) error {
+	if b.Type != identity.RuleCR || b.CRType != identity.OIDC {
+		return nil
+	}
+	err := cluster.Lint(b.Conditions, r.Directory.WorkloadIssuersByAccount.Get(c.Account()))
+	if err == nil {
+		return nil
+	}
+	return api.Invalid("%v", err).On("conditions")
 }
 
 func (b *ruleBody) apply(rule *identity.ClaimRule) {
@@ -149,6 +163,9 @@ func (r *routes) newRule(c *api.Call, b *ruleBody) (*identity.Profile, api.Targe
 
 func (r *routes) createRule(c *api.Call, tx *directory.Tx, b *ruleBody, p *identity.Profile) (api.Reply, api.Target, error) {
 	target := r.profileTarget(c, p)
+	if err := r.lint(c, b); err != nil {
+		return api.Reply{}, target, err
+	}
 	n := r.Directory.RulesByProfile.Len(p.ID)
 	if n >= identity.MaxRulesPerProfile {
 		return api.Reply{}, target, atLimit("The trusted profile %s has %d claim rules, which is the limit.", p.ID, identity.MaxRulesPerProfile)
@@ -200,6 +217,9 @@ func (r *routes) changedRule(c *api.Call, b *ruleBody) (ofProfile[identity.Claim
 func (r *routes) updateRule(c *api.Call, tx *directory.Tx, b *ruleBody, found ofProfile[identity.ClaimRule]) (api.Reply, api.Target, error) {
 	target := r.profileTarget(c, found.profile)
 	if err := c.IfMatch(&found.part.Meta, found.part.ID, true); err != nil {
+		return api.Reply{}, target, err
+	}
+	if err := r.lint(c, b); err != nil {
 		return api.Reply{}, target, err
 	}
 	rule := *found.part

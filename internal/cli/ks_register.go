@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,6 +78,12 @@ func (p *proofFlags) explore(s *session, audience string) (*explored, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Insecure {
+		// Whoever is on the way could name an issuer and keys of his own, and would
+		// then be every pod of the cluster.
+		return nil, &noted{error: errors.New("the kubeconfig takes any certificate of the API server (insecure-skip-tls-verify), so the keys could be anybody's"),
+			note: "Put the cluster's certificate-authority into the kubeconfig instead, or give keys that came another way with --jwks."}
+	}
 	client, err := kube.New(cfg)
 	if err != nil {
 		return nil, during(err, "use the kubeconfig")
@@ -135,7 +142,7 @@ func (a *explored) keySet(s *session) (json.RawMessage, error) {
 	if a.found.JWKS == nil {
 		return nil, clusterError(a.cfg.URL, "read the cluster's keys", a.found.Refused)
 	}
-	if a.token != nil && !strings.Contains(" "+strings.Join(a.found.KeyIDs, " ")+" ", " "+a.token.KeyID+" ") {
+	if a.token != nil && !slices.Contains(a.found.KeyIDs, a.token.KeyID) {
 		s.warn("the cluster signs tokens with key %s, which is not among those it publishes: %s", a.token.KeyID, strings.Join(a.found.KeyIDs, ", "))
 	}
 	return a.found.JWKS, nil
@@ -144,6 +151,9 @@ func (a *explored) keySet(s *session) (json.RawMessage, error) {
 // server is how the Tabard server is to reach the API server: as the user does,
 // but with a token of its own.
 func (p *proofFlags) server(s *session, a *explored) (map[string]any, error) {
+	if p.tokenReview && p.reviewerToken == "" && a == nil {
+		return nil, Usage("--token-review makes a service account in the cluster: give --kubeconfig; or give a token with --reviewer-token")
+	}
 	out := map[string]any{}
 	address := p.apiServer
 	if a != nil {
@@ -170,9 +180,6 @@ func (p *proofFlags) server(s *session, a *explored) (map[string]any, error) {
 		}
 		out["token"] = token
 	case p.tokenReview:
-		if a == nil {
-			return nil, Usage("--token-review makes a service account in the cluster: give --kubeconfig; or give a token with --reviewer-token")
-		}
 		if err := s.confirmReviewer(a.cfg.URL, p.force); err != nil {
 			return nil, err
 		}
@@ -449,7 +456,8 @@ func clusterUpdateCommand() *cobra.Command {
 			"--rotate-keys brings in the cluster's present keys: uploaded ones are read from the cluster (--kubeconfig) or a file\n" +
 			"(--jwks), others are fetched by the server at once, which it does by itself when it sees an unknown key.\n" +
 			"Name, issuer and location of a cluster stay: links and rules are about them. Its groups are changed with\n" +
-			"cluster-group-add and cluster-group-remove.",
+			"cluster-group-add and cluster-group-remove. Where the keys that come in have none in common with those that were\n" +
+			"there, and the issuer is one that many clusters have, you are asked whether it is the same cluster.",
 		example: "tabard ks cluster-update my-cluster --rotate-keys --kubeconfig ~/.kube/config\n" +
 			"tabard ks cluster-update my-cluster --token-review --kubeconfig ~/.kube/config\n" +
 			"tabard ks cluster-update my-cluster --no-token-review\n" +
@@ -556,6 +564,9 @@ func (p *proofFlags) change(s *session, old object, rotate bool) (map[string]any
 		if err != nil {
 			return nil, a, err
 		}
+		if err := p.sameCluster(s, a, old); err != nil {
+			return nil, a, err
+		}
 		body["jwks"] = keys
 	case p.keys == keysServer:
 		body["jwks"] = nil
@@ -576,4 +587,21 @@ func (p *proofFlags) change(s *session, old object, rotate bool) (map[string]any
 		}
 	}
 	return body, a, nil
+}
+
+// sameCluster asks before keys are replaced by entirely different ones of an
+// issuer that many clusters have: those of another cluster would make its pods
+// those of this one, and only a person can tell.
+func (p *proofFlags) sameCluster(s *session, a *explored, old object) error {
+	had, _ := old.fields["key_ids"].([]any)
+	if !insideOnly(old.text("issuer")) || len(had) == 0 {
+		return nil
+	}
+	for _, id := range had {
+		if text, ok := id.(string); ok && slices.Contains(a.found.KeyIDs, text) {
+			return nil
+		}
+	}
+	return s.confirm(p.force, "replace all keys of cluster %s by those of the API server at %s (none is the same, and many clusters have the issuer %s)",
+		old.text("name"), a.cfg.URL, old.text("issuer"))
 }

@@ -59,7 +59,7 @@ func newServer(t *testing.T) *server {
 	t.Cleanup(s.Close)
 	home := t.TempDir()
 	t.Setenv("TABARD_HOME", filepath.Join(home, "state"))
-	for _, name := range []string{"TABARD_API_KEY", "IBMCLOUD_API_KEY", "IBMCLOUD_CR_TOKEN", "IBMCLOUD_CR_PROFILE", "IBMCLOUD_CR_VPC_URL", "TABARD_METADATA_URL", "TABARD_SERVER"} {
+	for _, name := range []string{"TABARD_API_KEY", "IBMCLOUD_API_KEY", "IBMCLOUD_CR_TOKEN", "IBMCLOUD_CR_PROFILE", "IBMCLOUD_CR_VPC_URL", "TABARD_METADATA_URL", "TABARD_SERVER", "KUBECONFIG"} {
 		t.Setenv(name, "")
 	}
 	t.Chdir(home)

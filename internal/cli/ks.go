@@ -1,97 +1,124 @@
 package cli
 
 import (
-	"encoding/json"
+	"net/http"
 	"regexp"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 )
 
 var clusters = &kind{
 	noun: "cluster", plural: "clusters", listed: "ks clusters", path: "/v1/clusters", array: "clusters", id: "id",
-	form:    regexp.MustCompile(`^[0-9a-z]{20}$`),
-	columns: columns("Name", "name", "ID", "id", "Type", "type", "Issuer", "issuer", "Audience", "audience", "Location", "location"),
-	details: columns("Name", "name", "ID", "id", "CRN", "crn", "Type", "type", "Issuer", "issuer", "Audience", "audience",
-		"Location", "location", "Keys", "keys", "Created", "created_at"),
+	form: regexp.MustCompile(`^[0-9a-z]{20}$`),
+	columns: columns("Name", "name", "ID", "id", "Type", "type", "Issuer", "issuer", "Audience", "audience", "Location", "location",
+		"Keys from", "keys_from", "Review", "review", "Groups", "groups.name"),
+	details: append(columns("Name", "name", "ID", "id", "CRN", "crn", "Type", "type", "Issuer", "issuer", "Audience", "audience",
+		"Location", "location", "Resource group ID", "resource_group_id", "Groups", "groups.name"),
+		column{title: "Keys from", of: keysFrom}, column{title: "Keys", path: "keys"}, column{title: "API server", path: "server.url"},
+		column{title: "Token review", of: reviewed}, column{title: "Created", path: "created_at"}),
+}
+
+// Where a cluster's keys come from, as the API calls it.
+const (
+	keysUploaded = "uploaded"
+	keysServer   = "server"
+	keysIssuer   = "issuer"
+)
+
+// keysFrom says where a cluster's keys come from and what that means when it
+// gets new ones.
+func keysFrom(o object) string {
+	switch from := o.text("keys_from"); from {
+	case keysUploaded:
+		return "upload; after the cluster has changed its keys run: tabard ks cluster-update " + o.text("name") + " --rotate-keys --kubeconfig FILE"
+	case keysServer:
+		return "the API server; new keys are noticed"
+	case keysIssuer:
+		return "the issuer; new keys are noticed"
+	default:
+		return from
+	}
+}
+
+func reviewed(o object) string {
+	if o.text("review") == "true" {
+		return "yes; tokens of deleted pods and service accounts are refused"
+	}
+	return "no; tokens of deleted pods and service accounts count until they end"
+}
+
+var clusterGroups = &kind{
+	noun: "cluster group", plural: "cluster groups", listed: "ks cluster-groups", path: "/v1/cluster_groups", array: "cluster_groups", id: "id",
+	form:    prefixed("ClusterGroup-"),
+	columns: columns("Name", "name", "ID", "id", "Description", "description", "Clusters", "cluster_count"),
+	details: columns("Name", "name", "ID", "id", "CRN", "crn", "Description", "description", "Clusters", "clusters.name", "Created", "created_at"),
 }
 
 func ksCommands() *cobra.Command {
 	get := getCommand(clusters, "cluster-get (NAME|ID)", "tabard ks cluster-get my-cluster")
 	get.Aliases = []string{"cluster"}
-	return group("ks", "Register Kubernetes clusters",
-		"The pods of a registered cluster can put on trusted profiles: their service-account tokens are believed.",
+	del := deleteCommand(clusters, "cluster-delete (NAME|ID)...", "delete", "tabard ks cluster-delete my-cluster -f", nil, nil)
+	del.Long += "\n\nIts tokens count no more, at once. What --token-review made in the cluster itself stays there:\n" +
+		"  kubectl delete namespace " + reviewerNamespace + "\n" +
+		"  kubectl delete clusterrolebinding " + reviewerAccount + "-delegator " + reviewerAccount + "-discovery"
+	c := group("ks", "Register Kubernetes clusters",
+		"The pods of a registered cluster can put on trusted profiles: their service-account tokens are believed.\n"+
+			"A rule can name a group of clusters, so that one rule covers a fleet.",
 		"tabard ks clusters",
 		clusterRegisterCommand(),
+		clusterUpdateCommand(),
 		listCommand(clusters, "clusters", "tabard ks clusters"),
-		get,
-		deleteCommand(clusters, "cluster-delete (NAME|ID)...", "delete", "tabard ks cluster-delete my-cluster -f", nil, nil),
+		get, del,
 	)
+	c.AddCommand(clusterGroupCommands()...)
+	return c
 }
 
-// defaultIssuer is what clusters are set up with when nobody says otherwise.
-const defaultIssuer = "https://kubernetes.default.svc.cluster.local"
+func clusterGroupCommands() []*cobra.Command {
+	get := getCommand(clusterGroups, "cluster-group-get (NAME|ID)", "tabard ks cluster-group-get production")
+	get.Aliases = []string{"cluster-group"}
+	return []*cobra.Command{
+		createCommand(clusterGroups, "cluster-group-create NAME", `tabard ks cluster-group-create production --description "Where customers are"`,
+			"A rule names it as the claim cluster_group: --conditions claim:cluster_group,operator:CONTAINS,value:production.", description, false),
+		listCommand(clusterGroups, "cluster-groups", "tabard ks cluster-groups"),
+		get,
+		inAccount(clusterGroups, "ks", "cluster-group", "production").update(change{
+			method: http.MethodPatch, options: text(field{"description", "d", "description", "new description; an empty one clears it"}),
+			example: `--description "Where customers are"`, more: "Its name stays: rules name groups by it.",
+		}),
+		deleteCommand(clusterGroups, "cluster-group-delete (NAME|ID)...", "delete", "tabard ks cluster-group-delete production -f", nil, nil),
+		clusterGroupMemberCommand("add", http.MethodPut, "Put clusters into a cluster group", "The rules that name the group count for their pods at once.",
+			"added to"),
+		clusterGroupMemberCommand("remove", http.MethodDelete, "Take clusters out of a cluster group", "The rules that name the group count for their pods no more.",
+			"removed from"),
+	}
+}
 
-func clusterRegisterCommand() *cobra.Command {
-	var issuer, caFile, jwksFile, audience, crType, location, group string
-	c := spec{
-		use: "cluster-register NAME (--issuer URL [--ca-file FILE] | --jwks FILE [--issuer ISSUER])", short: "Register a Kubernetes cluster", args: cobra.ExactArgs(1),
-		more: "The issuer is the iss claim of the cluster's service-account tokens: kubectl get --raw\n" +
-			"/.well-known/openid-configuration tells it. The server gets the cluster's keys from there. Where it cannot reach\n" +
-			"the cluster, give it the keys: kubectl get --raw /openid/v1/jwks writes the file.",
-		example: "tabard ks cluster-register my-cluster --issuer https://kubernetes.example.com:6443 --ca-file ca.crt\n" +
-			"tabard ks cluster-register my-cluster --jwks jwks.json --issuer https://kubernetes.default.svc",
-		flags: func(f *pflag.FlagSet) {
-			f.StringVar(&issuer, "issuer", "", "`URL` of the tokens' issuer, exactly as in their iss claim")
-			f.StringVar(&caFile, "ca-file", "", "PEM `FILE` of the CA of the issuer's server certificate")
-			f.StringVar(&jwksFile, "jwks", "", "JSON `FILE` with the cluster's public keys")
-			f.StringVar(&audience, "audience", "", "audience that tokens must be made for (default iam)")
-			choice(f, &crType, "type", "", "type of compute resource that its pods are", "IKS_SA", "ROKS_SA")
-			f.StringVar(&location, "location", "", "location in the cluster's CRN")
-			f.StringVarP(&group, "group", "g", "", "resource group: name or ID")
-			idFlag(f)
-		},
+// clusterGroupMemberCommand changes which clusters are in a group.
+func clusterGroupMemberCommand(verb, method, short, more, done string) *cobra.Command {
+	return spec{
+		use: "cluster-group-" + verb + " GROUP CLUSTER...", short: short, more: more + "\n\nGroup and clusters are named by name or ID.",
+		example: "tabard ks cluster-group-" + verb + " production my-cluster other-cluster",
+		args:    cobra.MinimumNArgs(2),
 		run: func(s *session, args []string) error {
-			switch {
-			case issuer == "" && jwksFile != "":
-				issuer = defaultIssuer
-				s.warn("--issuer was not given; taking %s, the default of kubeadm. Tokens with another iss claim will be refused.", issuer)
-			case issuer == "":
-				return Usage("give --issuer, and --jwks as well where the server cannot reach the cluster")
+			group, err := clusterGroups.find(s, args[0])
+			if err != nil {
+				return err
 			}
-			body := map[string]any{"name": args[0], "issuer": issuer}
-			for k, v := range filled("audience", audience, "type", crType, "location", location) {
-				body[k] = v
-			}
-			if caFile != "" {
-				ca, err := readFile(caFile)
-				if err != nil {
-					return during(err, "read the CA")
-				}
-				body["ca"] = ca
-			}
-			if jwksFile != "" {
-				text, err := readFile(jwksFile)
-				if err != nil {
-					return during(err, "read the keys")
-				}
-				var keys map[string]json.RawMessage
-				if json.Unmarshal([]byte(text), &keys) != nil || keys["keys"] == nil {
-					return Usage(`%s is not a JSON Web Key Set, an object with "keys"`, jwksFile)
-				}
-				body["jwks"] = json.RawMessage(text)
-			}
-			s.announce("Registering cluster %s", args[0])
-			if group != "" {
-				id, err := groups.find(s, group)
-				if err != nil {
+			ids := make([]string, len(args)-1)
+			for i, ref := range args[1:] {
+				if ids[i], err = clusters.find(s, ref); err != nil {
 					return err
 				}
-				body["resource_group"] = id
 			}
-			return clusters.create(s, args[0], body)
+			for i, id := range ids {
+				s.announce("Changing cluster group %s", args[0])
+				if _, err := s.send(request{method: method, path: clusterGroups.at(group, "clusters", id)}); err != nil {
+					return during(err, verb+" cluster "+args[i+1])
+				}
+				s.ok("Cluster %s was %s cluster group %s.", args[i+1], done, args[0])
+			}
+			return nil
 		},
 	}.command()
-	c.MarkFlagsMutuallyExclusive("jwks", "ca-file")
-	return c
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,9 +34,16 @@ type Config struct {
 	Insecure   bool   // take any certificate: only where a person said so
 
 	// Token returns the bearer token for a request. It is asked each time, as
-	// projected tokens change on disk. Nil sends none.
+	// projected tokens change on disk. Nil, and an empty token, send none.
 	Token       func(context.Context) (string, error)
+	Basic       *url.Userinfo    // name and password, for what stands before an API server
 	Certificate *tls.Certificate // of the client, when it proves itself by one
+
+	// ClientCertificate is asked for the client's certificate at each handshake,
+	// when Certificate is nil. It may return nil.
+	ClientCertificate func(context.Context) (*tls.Certificate, error)
+
+	Proxy *url.URL // instead of the one that the environment names
 
 	Timeout   time.Duration // of one request that is not a watch; default [DefaultTimeout]
 	MaxAnswer int64         // bytes of an answer to one; default 32 MiB
@@ -49,6 +57,7 @@ type Config struct {
 type Client struct {
 	base    *url.URL
 	token   func(context.Context) (string, error)
+	basic   *url.Userinfo
 	timeout time.Duration
 	max     int64
 	http    *http.Client
@@ -72,9 +81,20 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.Certificate != nil {
 		t.Certificates = []tls.Certificate{*cfg.Certificate}
+	} else if cfg.ClientCertificate != nil {
+		t.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, err := cfg.ClientCertificate(info.Context())
+			if cert == nil {
+				cert = &tls.Certificate{} // which sends none
+			}
+			return cert, err
+		}
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = t
+	if cfg.Proxy != nil {
+		transport.Proxy = http.ProxyURL(cfg.Proxy)
+	}
 	if cfg.Dial != nil {
 		transport.DialContext = cfg.Dial
 	}
@@ -85,7 +105,7 @@ func New(cfg Config) (*Client, error) {
 		cfg.MaxAnswer = maxAnswer
 	}
 	return &Client{
-		base: base, token: cfg.Token, timeout: cfg.Timeout, max: cfg.MaxAnswer,
+		base: base, token: cfg.Token, basic: cfg.Basic, timeout: cfg.Timeout, max: cfg.MaxAnswer,
 		http: &http.Client{
 			Transport: transport,
 			// A redirect would take the credential where nobody sent it.
@@ -141,9 +161,13 @@ func (c *Client) Patch(ctx context.Context, path, patchType string, in, out any)
 }
 
 func (c *Client) do(ctx context.Context, method, path, contentType string, in, out any) error {
+	authorization, err := c.authorization(ctx) // a person may be asked, which takes its time
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	resp, err := c.send(ctx, method, path, contentType, in)
+	resp, err := c.send(ctx, method, path, contentType, authorization, in)
 	if err != nil {
 		return err
 	}
@@ -171,7 +195,25 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, in, o
 	return nil
 }
 
-func (c *Client) send(ctx context.Context, method, path, contentType string, in any) (*http.Response, error) {
+// authorization returns the header that proves who asks, or "".
+func (c *Client) authorization(ctx context.Context) (string, error) {
+	if c.token != nil {
+		token, err := c.token(ctx)
+		if err != nil {
+			return "", fmt.Errorf("get the credential for the API server: %w", err)
+		}
+		if token != "" {
+			return "Bearer " + token, nil
+		}
+	}
+	if c.basic != nil {
+		password, _ := c.basic.Password()
+		return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.basic.Username()+":"+password)), nil
+	}
+	return "", nil
+}
+
+func (c *Client) send(ctx context.Context, method, path, contentType, authorization string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -184,16 +226,13 @@ func (c *Client) send(ctx context.Context, method, path, contentType string, in 
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
-	req.Header.Set("Accept", "application/json")
+	// Key sets have a media type of their own, and API servers insist on it.
+	req.Header.Set("Accept", "application/json, application/jwk-set+json;q=0.9")
 	if in != nil {
 		req.Header.Set("Content-Type", contentType)
 	}
-	if c.token != nil {
-		token, err := c.token(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("get the credential for the API server: %w", err)
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -233,7 +272,11 @@ func (c *Client) Watch(ctx context.Context, path string, f func(Event) error) er
 		sep = "&"
 	}
 	path += sep + "watch=true&allowWatchBookmarks=true"
-	resp, err := c.send(ctx, http.MethodGet, path, "", nil)
+	authorization, err := c.authorization(ctx)
+	if err != nil {
+		return err
+	}
+	resp, err := c.send(ctx, http.MethodGet, path, "", authorization, nil)
 	if err != nil {
 		return err
 	}

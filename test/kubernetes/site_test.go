@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	authzv1 "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -126,13 +127,14 @@ func withReviewer(o kubetest.Options) kubetest.Options {
 	return o
 }
 
-const reviewerBinding = "reviewer-may-review"
+// reviewerRoles are the roles of the reviewer, by the names of their bindings.
+func reviewerRoles() map[string]string {
+	return map[string]string{"reviewer-may-review": "system:auth-delegator", "reviewer-may-discover": "system:service-account-issuer-discovery"}
+}
 
 func allowReviewer(c *kubetest.Cluster) {
 	c.T.Helper()
-	for name, role := range map[string]string{
-		reviewerBinding: "system:auth-delegator", "reviewer-may-discover": "system:service-account-issuer-discovery",
-	} {
+	for name, role := range reviewerRoles() {
 		_, err := c.Client().RbacV1().ClusterRoleBindings().Create(c.T.Context(), &rbacv1.ClusterRoleBinding{
 			ObjectMeta: metav1.ObjectMeta{Name: name},
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
@@ -142,6 +144,30 @@ func allowReviewer(c *kubetest.Cluster) {
 			c.T.Fatal(err)
 		}
 	}
+}
+
+func forbidReviewer(c *kubetest.Cluster) {
+	c.T.Helper()
+	for name := range reviewerRoles() {
+		if err := c.Client().RbacV1().ClusterRoleBindings().Delete(c.T.Context(), name, metav1.DeleteOptions{}); err != nil {
+			c.T.Fatal(err)
+		}
+	}
+}
+
+// mayReview asks the API server whether the reviewer has the right to review
+// tokens.
+func mayReview(c *kubetest.Cluster) bool {
+	c.T.Helper()
+	r, err := c.Client().AuthorizationV1().SubjectAccessReviews().Create(c.T.Context(), &authzv1.SubjectAccessReview{
+		Spec: authzv1.SubjectAccessReviewSpec{User: "reviewer", ResourceAttributes: &authzv1.ResourceAttributes{
+			Group: "authentication.k8s.io", Resource: "tokenreviews", Verb: "create",
+		}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		c.T.Fatal(err)
+	}
+	return r.Status.Allowed
 }
 
 // resources creates two resources and a profile for each name that may see one
@@ -259,6 +285,14 @@ func (s *site) names(t testing.TB, token string) []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// accountOf is the account of an access token.
+func accountOf(t testing.TB, token string) string {
+	t.Helper()
+	account, _ := kubetest.Claims(t, token)["account"].(object)
+	bss, _ := account["bss"].(string)
+	return bss
 }
 
 // eventually waits for something that becomes true by itself.

@@ -35,29 +35,29 @@ func TestWhatWasDeletedInTheClusterIsRefusedByReview(t *testing.T) {
 	t.Run("a deleted pod", func(t *testing.T) {
 		k.DeletePod("shop", "web-1")
 		// The API server itself says for up to 10 s that the pod is there.
-		s.eventuallyRefused(t, ofPod, "pod", "BXNIM0405E", "token-review")
+		s.eventuallyRefused(t, ofPod, "pod", "BXNIM0407E", "token-review")
 		s.admitted(t, ofOther, "pod")
 		s.admitted(t, unbound, "pod")
 	})
 	t.Run("a pod that came again under its name", func(t *testing.T) {
 		again := k.Pod("shop", "web-1", "web")
 		s.admitted(t, k.Token("shop", "web", "iam", 3600, again), "pod")
-		s.refused(t, ofPod, "pod", "BXNIM0405E", "token-review")
+		s.refused(t, ofPod, "pod", "BXNIM0407E", "token-review")
 	})
 	t.Run("a deleted service account", func(t *testing.T) {
 		k.DeleteServiceAccount("shop", "web")
-		s.eventuallyRefused(t, ofOther, "pod", "BXNIM0405E", "token-review")
-		s.eventuallyRefused(t, unbound, "pod", "BXNIM0405E", "token-review")
+		s.eventuallyRefused(t, ofOther, "pod", "BXNIM0407E", "token-review")
+		s.eventuallyRefused(t, unbound, "pod", "BXNIM0407E", "token-review")
 	})
 	t.Run("a service account that came again under its name", func(t *testing.T) {
 		k.ServiceAccount("shop", "web", nil)
 		s.admitted(t, k.Token("shop", "web", "iam", 3600, nil), "pod")
-		s.refused(t, unbound, "pod", "BXNIM0405E", "token-review")
+		s.refused(t, unbound, "pod", "BXNIM0407E", "token-review")
 	})
 	t.Run("and what the API server never made, though its key signed it", func(t *testing.T) {
 		claims := kubetest.Claims(t, unbound)
 		claims["kubernetes.io"].(object)["serviceaccount"].(object)["uid"] = "6f0f3c1e-0000-4000-8000-000000000000"
-		s.refused(t, k.Sign(claims), "pod", "BXNIM0405E", "token-review")
+		s.refused(t, k.Sign(claims), "pod", "BXNIM0407E", "token-review")
 	})
 }
 

@@ -82,7 +82,14 @@ func (c *Cluster) KeyID() string { return c.key.id }
 // server would have made at another time or does not make at all.
 func (c *Cluster) Sign(claims map[string]any) string {
 	c.T.Helper()
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: c.key.alg, Key: jose.JSONWebKey{Key: c.key.key, KeyID: c.key.id}}, nil)
+	return c.SignAs(c.key.id, claims)
+}
+
+// SignAs signs with the API server's own key and names another one, as an
+// attacker does who has that key only.
+func (c *Cluster) SignAs(keyID string, claims map[string]any) string {
+	c.T.Helper()
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: c.key.alg, Key: jose.JSONWebKey{Key: c.key.key, KeyID: keyID}}, nil)
 	if err != nil {
 		c.T.Fatal(err)
 	}

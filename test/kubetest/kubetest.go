@@ -339,4 +339,3 @@ func (c *Cluster) OpenDiscovery() {
 func (c *Cluster) context() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), callTimeout)
 }
-

@@ -39,6 +39,17 @@ type childExit int
 
 func (c childExit) Error() string { return fmt.Sprintf("the command ended with code %d", int(c)) }
 
+// InGroup has an extra command stand in one of the client's groups.
+func InGroup(name string, c *cobra.Command) *cobra.Command {
+	if c.Annotations == nil {
+		c.Annotations = map[string]string{}
+	}
+	c.Annotations[groupOf] = name
+	return c
+}
+
+const groupOf = "group"
+
 // New returns the root command with the client's commands and the extra ones.
 func New(extra ...*cobra.Command) *cobra.Command {
 	root := group("tabard", "Workload identity without keys: client and server in one program",
@@ -52,7 +63,15 @@ func New(extra ...*cobra.Command) *cobra.Command {
 	root.AddCommand(sessionCommands()...)
 	root.AddCommand(iamCommands(), isCommands(), resourceCommands(), ksCommands(), hostCommands(), activityCommands(), accountCommands(),
 		accountCreateCommand("account-create NAME --owner-email EMAIL", "tabard account-create acme --owner-email ada@example.com --file acme.json"))
-	root.AddCommand(extra...)
+	for _, c := range extra {
+		parent := root
+		for _, g := range root.Commands() {
+			if g.Name() == c.Annotations[groupOf] {
+				parent = g
+			}
+		}
+		parent.AddCommand(c)
+	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{nearFlags(c, err)} })
 	return root
 }

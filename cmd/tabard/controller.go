@@ -47,7 +47,7 @@ To delete bindings while Tabard is gone for good, take their finalizers off:
 Every flag can also be given as an environment variable (--iam-url as
 TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
 		Example: `  tabard ks controller --iam-url https://iam.example.com:8470 --cluster my-cluster
-  tabard ks controller --config /etc/tabard/controller.yaml --metrics :9472
+  tabard ks controller --config /etc/tabard/controller.yaml --metrics :9473
   tabard ks controller --kubeconfig admin.conf --token-file sa-token --iam-url http://127.0.0.1:8470 --cluster my-cluster`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -97,9 +97,9 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
 	f.DurationVar(&cfg.Lease, "lease-duration", binding.DefaultLease, "how long a replica may work without renewing its lease; the next one waits as long after a crash")
 	f.DurationVar(&cfg.Resync, "resync", binding.DefaultResync, "how often each binding is held against the IAM server, in case that something changed there")
 	f.DurationVar(&cfg.Sweep, "sweep", binding.DefaultSweep, "how often links are searched for whose binding is gone")
-	f.StringVar(&cfg.Metrics, "metrics", "", "`ADDRESS` of /metrics, /healthz and /readyz, such as :9472 (default: not served)")
+	f.StringVar(&cfg.Metrics, "metrics", "", "`ADDRESS` of /metrics, /healthz and /readyz, such as :9473 (default: not served)")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
-	return cli.InGroup("ks", cmd)
+	return cmd
 }
 
 // clusterAccess says how the API server is reached: as a kubeconfig says, or as

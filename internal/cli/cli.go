@@ -39,17 +39,6 @@ type childExit int
 
 func (c childExit) Error() string { return fmt.Sprintf("the command ended with code %d", int(c)) }
 
-// InGroup has an extra command stand in one of the client's groups.
-func InGroup(name string, c *cobra.Command) *cobra.Command {
-	if c.Annotations == nil {
-		c.Annotations = map[string]string{}
-	}
-	c.Annotations[groupOf] = name
-	return c
-}
-
-const groupOf = "group"
-
 // New returns the root command with the client's commands and the extra ones.
 func New(extra ...*cobra.Command) *cobra.Command {
 	root := group("tabard", "Workload identity without keys: client and server in one program",
@@ -66,7 +55,7 @@ func New(extra ...*cobra.Command) *cobra.Command {
 	for _, c := range extra {
 		parent := root
 		for _, g := range root.Commands() {
-			if g.Name() == c.Annotations[groupOf] {
+			if g.Name() == c.Annotations[groupAnnotation] {
 				parent = g
 			}
 		}
@@ -74,6 +63,18 @@ func New(extra ...*cobra.Command) *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{nearFlags(c, err)} })
 	return root
+}
+
+const groupAnnotation = "tabard.dev/group"
+
+// In has an extra command stand in one of the client's groups, such as ks, and
+// not at the root.
+func In(group string, c *cobra.Command) *cobra.Command {
+	if c.Annotations == nil {
+		c.Annotations = map[string]string{}
+	}
+	c.Annotations[groupAnnotation] = group
+	return c
 }
 
 // nearFlags adds to the error of an unknown flag which ones it may have been

@@ -319,8 +319,8 @@ func (c *Controller) link(ctx context.Context, b *binding, cluster registeredClu
 			return done(ReasonLinked, made.ID, "Pods with the service account %s can take on the trusted profile %s.", b.Spec.ServiceAccount, p.Name)
 		case statusOf(err) != http.StatusConflict:
 			v := c.explain(err, "link service accounts to the trusted profile")
-			if v.status != "Unknown" {
-				v.status = "False"
+			if v.reason != ReasonUnavailable {
+				v.status = "False" // whereas one that was not answered may have been made
 			}
 			v.profileID = p.ID
 			return v
@@ -456,10 +456,12 @@ func (c *Controller) tell(ctx context.Context, b *binding, now condition) {
 	if now.Status == "True" {
 		class = "Normal"
 	}
+	at := c.cfg.Now().UTC()
+	name := fmt.Sprintf("%s.%x", b.Metadata.Name[:min(len(b.Metadata.Name), 200)], at.UnixNano())
 	event := map[string]any{
 		"apiVersion": "events.k8s.io/v1", "kind": "Event",
-		"metadata":  map[string]any{"namespace": b.Metadata.Namespace, "generateName": b.Metadata.Name[:min(len(b.Metadata.Name), 200)] + "."},
-		"eventTime": c.cfg.Now().UTC().Format(microTime), "type": class, "reason": now.Reason, "action": "Reconcile", "note": now.Message,
+		"metadata":  map[string]any{"namespace": b.Metadata.Namespace, "name": name},
+		"eventTime": at.Format(microTime), "type": class, "reason": now.Reason, "action": "Reconcile", "note": now.Message,
 		"reportingController": "iam.tabard.dev/controller", "reportingInstance": c.cfg.Holder,
 		"regarding": map[string]any{
 			"apiVersion": apiVersion, "kind": kind, "namespace": b.Metadata.Namespace, "name": b.Metadata.Name,

@@ -73,7 +73,9 @@ func (m *mirror[T]) Run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err == nil, errors.Is(err, context.DeadlineExceeded):
+			// The next watch begins where this one ended, so a pause misses nothing.
 			wait = firstRetry
+			pause(ctx, jitter(100*time.Millisecond))
 			continue
 		case kube.Code(err) == http.StatusGone:
 			version = ""

@@ -47,14 +47,17 @@ func newMetrics() *metrics {
 	return m
 }
 
-func (m *metrics) set(k key, reason string) {
+// set reports whether the reason is another than before.
+func (m *metrics) set(k key, reason string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if old, ok := m.reasons[k]; ok {
+	old, ok := m.reasons[k]
+	if ok {
 		m.bindings.WithLabelValues(old).Dec()
 	}
 	m.reasons[k] = reason
 	m.bindings.WithLabelValues(reason).Inc()
+	return old != reason
 }
 
 func (m *metrics) forget(k key) {

@@ -56,8 +56,8 @@ func (c *Controller) turn(ctx context.Context, k key) {
 		c.queue.Forget(k)
 	default:
 		c.metrics.reconciles.WithLabelValues(v.reason).Inc()
-		c.metrics.set(k, v.reason)
-		if v.err != nil {
+		// Said once, and not at every attempt.
+		if news := c.metrics.set(k, v.reason); news && v.err != nil {
 			c.cfg.Log.Warn("a binding is not carried out", "binding", k, "reason", v.reason, "error", v.err)
 		}
 		if v.failed {
@@ -137,7 +137,7 @@ func (c *Controller) carryOut(ctx context.Context, b *binding) (*verdict, error)
 		}), nil
 	}
 	if err != nil {
-		return c.standing(b, c.explain(err, "read the cluster, for which it needs the role Viewer on the service containers-kubernetes;")), nil
+		return c.standing(b, c.explainAs(err, "read the cluster", "Viewer", "containers-kubernetes")), nil
 	}
 	p, v := c.wanted(ctx, b)
 	if v != nil && v.unsure {
@@ -332,8 +332,14 @@ func (c *Controller) link(ctx context.Context, b *binding, cluster registeredClu
 	return v
 }
 
-// explain makes a verdict of what the IAM server has answered to the controller.
+// explain makes a verdict of what the IAM server has answered to the controller
+// about profiles and their links.
 func (c *Controller) explain(err error, doing string) *verdict {
+	return c.explainAs(err, doing, "Editor", "iam-identity")
+}
+
+// explainAs is explain for something that takes a role on a service.
+func (c *Controller) explainAs(err error, doing, role, service string) *verdict {
 	v := &verdict{status: "Unknown", unsure: true, failed: true, err: err}
 	var e *iamError
 	answered := errors.As(err, &e)
@@ -350,8 +356,8 @@ func (c *Controller) explain(err error, doing string) *verdict {
 			"tabard iam trusted-profile-link-create %[1]s.", c.cfg.Profile, clip(e.message))
 	case e.status == http.StatusForbidden, e.status == http.StatusUnauthorized:
 		v.reason = ReasonForbidden
-		v.message = fmt.Sprintf("The controller's profile %q may not %s. Give it the role Editor on the service iam-identity: "+
-			"tabard iam trusted-profile-policy-create %[1]s --roles Editor --service-name iam-identity", c.cfg.Profile, strings.TrimSuffix(doing, ";"))
+		v.message = fmt.Sprintf("The controller's profile %q may not %s. Give it the role %s on the service %s: "+
+			"tabard iam trusted-profile-policy-create %[1]s --roles %[3]s --service-name %[4]s", c.cfg.Profile, doing, role, service)
 	default:
 		v.status, v.reason = "False", ReasonRefused
 		v.message = "Tabard refuses it: " + clip(e.message)

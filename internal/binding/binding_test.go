@@ -1,0 +1,304 @@
+package binding
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestANamespaceAllowsTheProfilesThatItNames(t *testing.T) {
+	for _, c := range []struct {
+		annotation, profile string
+		want                bool
+	}{
+		{"", "web", false},
+		{"", "", false},
+		{",", "", false},
+		{" , ", "web", false},
+		{"web", "web", true},
+		{"web", "Web", false},
+		{"web", "web-2", false},
+		{"a, web ,b", "web", true},
+		{"web-*", "web-2", true},
+		{"web-*", "web", false},
+		{"*", "anything", true},
+		{"*-web", "a-web", false}, // a * elsewhere is a letter
+		{"w*b", "web", false},
+		{"w*b", "w*b", true},
+	} {
+		if got := allows(c.annotation, c.profile); got != c.want {
+			t.Errorf("%q allows %q: %v", c.annotation, c.profile, got)
+		}
+	}
+}
+
+func TestALinksNameLeadsBackToItsBindingAndToNoOther(t *testing.T) {
+	b := binding{Metadata: metadata{Namespace: "shop", Name: "web.v2", UID: "0b1c-2"}}
+	k, uid, ok := linkOwner(b.linkName())
+	if !ok || k != (key{"shop", "web.v2"}) || uid != "0b1c-2" {
+		t.Errorf("%q leads to %v %s %v", b.linkName(), k, uid, ok)
+	}
+	b.Metadata.Name, b.Metadata.Namespace = strings.Repeat("n", 253), strings.Repeat("s", 63)
+	b.Metadata.UID = "c0ffee00-0000-4000-8000-000000000000"
+	if n := len(b.linkName()); n > 250 {
+		t.Errorf("the name of a link has %d characters, of which 250 can be had", n)
+	}
+	if k, uid, ok := linkOwner(b.linkName()); !ok || k.namespace != b.Metadata.Namespace || uid != b.Metadata.UID {
+		t.Errorf("%q leads to %v %s %v", b.linkName(), k, uid, ok)
+	}
+}
+
+// Links have the names that people give them, and what is read out of one
+// becomes part of a path at the API server.
+func FuzzANameOfALinkNeverLeadsOutOfTheCollection(f *testing.F) {
+	for _, s := range []string{"tpb:shop/web:1", "tpb:../web:1", "tpb:shop/..:1", "tpb:shop/a/b:1", "tpb:shop/a?b:1", "tpb::", "tpb:/:", "web"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		k, uid, ok := linkOwner(name)
+		if !ok {
+			return
+		}
+		if strings.ContainsAny(k.namespace, "/.?#%") || strings.ContainsAny(k.name, "/?#%") || strings.HasPrefix(k.name, ".") || uid == "" {
+			t.Errorf("%q leads to %q %q", name, k.path(), uid)
+		}
+	})
+}
+
+func TestABindingWithoutOneProfileIsInvalid(t *testing.T) {
+	for _, s := range []spec{
+		{},
+		{ServiceAccount: "web"},
+		{ServiceAccount: "web", ProfileName: "a", ProfileID: "Profile-1"},
+		{ServiceAccount: "web", ProfileID: "../../v1/apikeys"},
+		{ServiceAccount: "web", ProfileID: "Profile-1/links"},
+		{ServiceAccount: "../other", ProfileName: "a"},
+		{ProfileName: "a"},
+	} {
+		if s.check() == nil {
+			t.Errorf("%+v is taken", s)
+		}
+	}
+	for _, s := range []spec{{ServiceAccount: "web", ProfileName: "a"}, {ServiceAccount: "web", ProfileID: "iam-Profile-1"}} {
+		if err := s.check(); err != nil {
+			t.Errorf("%+v: %v", s, err)
+		}
+	}
+}
+
+func TestAKeyIsWithOneWorkerAtATimeAndComesBackWhenItWasAddedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, k := newQueue(), key{"shop", "web"}
+		defer q.Close()
+		q.Add(k)
+		q.Add(k)
+		got, ok := q.Get(t.Context())
+		if !ok || got != k {
+			t.Fatal(got, ok)
+		}
+		q.Add(k)
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if got, ok := q.Get(short); ok {
+			t.Fatalf("%v is with two workers", got)
+		}
+		q.Done(k, time.Minute)
+		if _, ok := q.Get(t.Context()); !ok {
+			t.Fatal("what was added meanwhile is lost")
+		}
+		q.Done(k, time.Minute)
+		began := time.Now()
+		if _, ok := q.Get(t.Context()); !ok {
+			t.Fatal("there is no next turn")
+		}
+		if waited := time.Since(began); waited < 48*time.Second || waited > 72*time.Second {
+			t.Errorf("the next turn is after %s", waited)
+		}
+		q.Forget(k)
+	})
+}
+
+func TestFailuresWaitLongerEachTimeAndNeverForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, k := newQueue(), key{"shop", "web"}
+		defer q.Close()
+		q.Add(k)
+		var waits []time.Duration
+		last := time.Now()
+		for range 14 {
+			if _, ok := q.Get(t.Context()); !ok {
+				t.Fatal("lost")
+			}
+			waits = append(waits, time.Since(last))
+			last = time.Now()
+			q.Retry(k, 0)
+		}
+		if waits[1] > time.Second || slices.Max(waits) > longRetry*6/5 || waits[13] < longRetry*4/5 {
+			t.Errorf("the waits are %v", waits)
+		}
+		if q.Failures(k) == 0 {
+			t.Error("failures are not counted")
+		}
+		// A server that asks for patience gets it, but not for days.
+		if _, ok := q.Get(t.Context()); !ok {
+			t.Fatal("lost")
+		}
+		q.Done(k, time.Second)
+		_, _ = q.Get(t.Context())
+		last = time.Now()
+		q.Retry(k, 72*time.Hour)
+		_, _ = q.Get(t.Context())
+		if waited := time.Since(last); waited < longRetry*4/5 || waited > longRetry*6/5 {
+			t.Errorf("waited %s", waited)
+		}
+		q.Forget(k)
+	})
+}
+
+func TestWhyTheServerWasNotReachedReadsTheSameEachTime(t *testing.T) {
+	dial := func(port int) error {
+		return fmt.Errorf("GET /v1/profiles: %w", &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{Port: port}, Err: syscall.ECONNREFUSED})
+	}
+	if a, b := cause(dial(1)), cause(dial(2)); a != b || a != "connection refused" {
+		t.Errorf("%q and %q", a, b)
+	}
+	if got := cause(fmt.Errorf("x: %w", context.DeadlineExceeded)); got != "no answer in time" {
+		t.Error(got)
+	}
+	if got := cause(fmt.Errorf("x: %w", &iamError{status: 503, message: "transaction 17"})); got != "status 503" {
+		t.Error(got)
+	}
+	if got := cause(fmt.Errorf("x: %w", errors.New("no such host"))); got != "no such host" {
+		t.Error(got)
+	}
+}
+
+// iamAt returns a client of a server that misbehaves in some way; what a real
+// one does is played in the end-to-end tests.
+func iamAt(t *testing.T, h http.HandlerFunc) *iam {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	file := filepath.Join(t.TempDir(), "sa-token")
+	if err := os.WriteFile(file, []byte("proof\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := newIAM(&Config{IAM: s.URL, Profile: "tabard-controller", TokenFile: file, Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.http.CloseIdleConnections)
+	return c
+}
+
+func answerToken(w http.ResponseWriter, serial int64) {
+	claims, _ := json.Marshal(map[string]any{"iam_id": "iam-Profile-1", "account": map[string]string{"bss": "a"}, "n": serial})
+	fmt.Fprintf(w, `{"access_token": "h.%s.s", "expires_in": 3600}`, base64.RawURLEncoding.EncodeToString(claims))
+}
+
+func TestATokenThatIsTakenNoMoreIsReplacedOnce(t *testing.T) {
+	var logins, refused atomic.Int64
+	var never atomic.Bool
+	c := iamAt(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/identity/token":
+			answerToken(w, logins.Add(1))
+		case never.Load() || logins.Load() < 2:
+			refused.Add(1)
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			fmt.Fprint(w, `{"crn": "crn:x", "type": "IKS_SA"}`)
+		}
+	})
+	if _, err := c.cluster(t.Context(), "my-cluster"); err != nil || logins.Load() != 2 {
+		t.Errorf("%v after %d logins", err, logins.Load())
+	}
+	never.Store(true)
+	refused.Store(0)
+	if _, err := c.cluster(t.Context(), "my-cluster"); statusOf(err) != http.StatusUnauthorized || refused.Load() != 2 {
+		t.Errorf("%v after %d refusals", err, refused.Load())
+	}
+}
+
+func TestTheServersOddAnswersAreErrorsAndNoTokenGoesElsewhere(t *testing.T) {
+	var elsewhere atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	defer other.Close()
+	var mode atomic.Value
+	c := iamAt(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/identity/token" {
+			answerToken(w, 1)
+			return
+		}
+		switch mode.Load() {
+		case "redirect":
+			http.Redirect(w, r, other.URL+r.URL.Path, http.StatusTemporaryRedirect)
+		case "next elsewhere":
+			if r.URL.Query().Get("pagetoken") == "2" {
+				fmt.Fprint(w, `{"profiles": [{"id": "Profile-2", "name": "two"}]}`)
+				return
+			}
+			fmt.Fprintf(w, `{"next": "%s/v1/profiles?pagetoken=2", "profiles": [{"id": "Profile-1", "name": "one"}]}`, other.URL)
+		case "too long":
+			_, _ = w.Write(make([]byte, maxAnswer+1))
+		case "busy":
+			w.Header().Set("Retry-After", "7")
+			w.WriteHeader(http.StatusTooManyRequests)
+		default:
+			fmt.Fprint(w, "<html>")
+		}
+	})
+	for _, m := range []string{"redirect", "too long", "busy", "html"} {
+		mode.Store(m)
+		_, err := c.links(t.Context(), "Profile-1")
+		if err == nil || !unavailable(err) {
+			t.Errorf("%s: %v", m, err)
+		}
+		var e *iamError
+		if m == "busy" && (!errors.As(err, &e) || e.retryAfter != 7*time.Second) {
+			t.Errorf("%s: %v", m, err)
+		}
+	}
+	mode.Store("next elsewhere")
+	var names []string
+	for p, err := range c.profiles(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, p.Name)
+	}
+	if !slices.Equal(names, []string{"one", "two"}) {
+		t.Errorf("the profiles are %v", names)
+	}
+	if elsewhere.Load() != 0 {
+		t.Error("a request with the token went to another server")
+	}
+}
+
+func TestAServerOnAnotherMachineIsReachedByHTTPSUnlessTold(t *testing.T) {
+	for raw, ok := range map[string]bool{
+		"https://iam.example.com": true, "http://127.0.0.1:8470": true, "http://localhost:8470/": true,
+		"http://iam.example.com": false, "": false, "iam.example.com": false, "https://u:p@iam.example.com": false, "ftp://iam.example.com": false,
+	} {
+		if _, err := checkURL(raw, false); (err == nil) != ok {
+			t.Errorf("%q: %v", raw, err)
+		}
+	}
+	if _, err := checkURL("http://iam.example.com", true); err != nil {
+		t.Error(err)
+	}
+}

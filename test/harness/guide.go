@@ -71,6 +71,7 @@ type Shell struct {
 	t       testing.TB
 	in      io.Writer
 	out     *logBuffer
+	ended   <-chan struct{}
 	replace *strings.Replacer
 }
 
@@ -108,15 +109,22 @@ func StartShell(t testing.TB, s *Server, links map[string]string, env []string, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := &Shell{Timeout: time.Minute, t: t, in: in, out: &logBuffer{}, replace: strings.NewReplacer(replacements...)}
+	ended := make(chan struct{})
+	sh := &Shell{
+		Timeout: time.Minute, t: t, in: in, out: &logBuffer{}, ended: ended, replace: strings.NewReplacer(replacements...),
+	}
 	cmd.Stdout, cmd.Stderr = sh.out, sh.out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // what it printed says how it ended
+	}()
 	t.Cleanup(func() { // with what the commands have left running
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		_ = cmd.Wait()
+		<-ended
 	})
 	// What is built is built already.
 	sh.Run("set -eu\nmake() { :; }\ngo() { :; }\n")
@@ -133,11 +141,16 @@ func (sh *Shell) Run(commands string) string {
 		sh.t.Fatalf("the shell has ended: %v\n%s", err, sh.out)
 	}
 	deadline := time.Now().Add(sh.Timeout)
-	for time.Now().Before(deadline) {
+	for over := false; !over; {
+		select {
+		case <-sh.ended:
+			over = true
+		case <-time.After(10 * time.Millisecond):
+			over = time.Now().After(deadline)
+		}
 		if got, _, ok := strings.Cut(sh.out.String()[before:], done); ok {
 			return got
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	sh.t.Fatalf("the commands\n%s\ndo not end well; the shell printed\n%s", commands, sh.out)
 	return ""

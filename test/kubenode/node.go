@@ -189,8 +189,9 @@ func run(name string, args ...string) error {
 
 // configure writes the files of containerd, its network plugin and the kubelet.
 //
-// The kubelet keeps to cgroup v1 where that is what the machine has, and makes
-// no cgroups of its own, so that containers have only those that runc makes.
+// The kubelet keeps to cgroup v1 where that is what the machine has. It makes no
+// cgroups of its own, so that containers have only those that runc makes, and no
+// rules in the machine's packet filter.
 func (n *Node) configure() error {
 	for name, text := range map[string]string{
 		"containerd.toml": fmt.Sprintf(`version = 2
@@ -222,6 +223,7 @@ authentication: {anonymous: {enabled: false}, webhook: {enabled: false}, x509: {
 authorization: {mode: AlwaysAllow}
 failCgroupV1: false
 failSwapOn: false
+makeIPTablesUtilChains: false
 cgroupDriver: cgroupfs
 cgroupsPerQOS: false
 enforceNodeAllocatable: []

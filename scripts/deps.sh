@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what is called and missing: curl and ip as clients in the demo and the
 # tests, gcc for the race detector, node and npm for the published Node packages,
-# and for root, who alone can run them, what the tests of virtual machines run and
+# and for root, who alone can run them, what the tests of Kubernetes run pods with
+# (test/kubenode), and what those of virtual machines run and
 # make their guest of (test/guest). Usage: deps.sh [demo|test]
 set -eu
 missing=""
@@ -25,6 +26,9 @@ if [ "${1:-test}" = test ]; then
         command -v mformat >/dev/null || missing="$missing mtools"
         command -v mkfs.ext4 >/dev/null || missing="$missing e2fsprogs"
         [ -x /usr/sbin/libvirtd ] || missing="$missing libvirt-daemon-system libvirt-daemon-driver-qemu ipxe-qemu"
+        command -v containerd >/dev/null || missing="$missing containerd"
+        command -v runc >/dev/null || missing="$missing runc"
+        [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
         command -v syslinux >/dev/null || missing="$missing syslinux syslinux-common"
     fi
 fi

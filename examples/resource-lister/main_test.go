@@ -137,16 +137,18 @@ func TestTheEnvironmentConfigures(t *testing.T) {
 	}
 }
 
-func TestTheManifestMountsTheTokenWhereTheProgramReadsIt(t *testing.T) {
+func TestTheManifestsMountTheTokenWhereTheProgramReadsIt(t *testing.T) {
 	cfg, err := loadConfig(env{}.get)
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest := read(t, "kubernetes.yaml")
 	dir, file := cfg.TokenFile[:strings.LastIndexByte(cfg.TokenFile, '/')], cfg.TokenFile[strings.LastIndexByte(cfg.TokenFile, '/')+1:]
-	for _, want := range []string{"mountPath: " + dir + "\n", "path: " + file + "\n", "audience: iam\n", "expirationSeconds: 3600\n", "path: /healthz\n"} {
-		if !strings.Contains(manifest, want) {
-			t.Errorf("kubernetes.yaml lacks %q", want)
+	for _, name := range []string{"kubernetes.yaml", "job.yaml", "shell.yaml"} {
+		manifest := read(t, name)
+		for _, want := range []string{"mountPath: " + dir + "\n", "path: " + file + "\n", "audience: iam\n", "expirationSeconds: 3600\n"} {
+			if !strings.Contains(manifest, want) {
+				t.Errorf("%s lacks %q", name, want)
+			}
 		}
 	}
 }

@@ -1,0 +1,12 @@
+package kubetest
+
+import (
+	"os/exec"
+	"syscall"
+)
+
+// dieWithParent has the kernel end the command when the test's process ends,
+// however it ends.
+func dieWithParent(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,9 +34,16 @@ type Config struct {
 	Insecure   bool   // take any certificate: only where a person said so
 
 	// Token returns the bearer token for a request. It is asked each time, as
-	// projected tokens change on disk. Nil sends none.
+	// projected tokens change on disk. Nil, and an empty token, send none.
 	Token       func(context.Context) (string, error)
+	Basic       *url.Userinfo    // name and password, for what stands before an API server
 	Certificate *tls.Certificate // of the client, when it proves itself by one
+
+	// ClientCertificate is asked for the client's certificate at each handshake,
+	// when Certificate is nil. It may return nil.
+	ClientCertificate func(context.Context) (*tls.Certificate, error)
+
+	Proxy *url.URL // instead of the one that the environment names
 
 	Timeout time.Duration // of one request that is not a watch; default [DefaultTimeout]
 
@@ -48,6 +56,7 @@ type Config struct {
 type Client struct {
 	base    *url.URL
 	token   func(context.Context) (string, error)
+	basic   *url.Userinfo
 	timeout time.Duration
 	http    *http.Client
 }
@@ -70,9 +79,20 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.Certificate != nil {
 		t.Certificates = []tls.Certificate{*cfg.Certificate}
+	} else if cfg.ClientCertificate != nil {
+		t.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, err := cfg.ClientCertificate(info.Context())
+			if cert == nil {
+				cert = &tls.Certificate{} // which sends none
+			}
+			return cert, err
+		}
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = t
+	if cfg.Proxy != nil {
+		transport.Proxy = http.ProxyURL(cfg.Proxy)
+	}
 	if cfg.Dial != nil {
 		transport.DialContext = cfg.Dial
 	}
@@ -80,7 +100,7 @@ func New(cfg Config) (*Client, error) {
 		cfg.Timeout = DefaultTimeout
 	}
 	return &Client{
-		base: base, token: cfg.Token, timeout: cfg.Timeout,
+		base: base, token: cfg.Token, basic: cfg.Basic, timeout: cfg.Timeout,
 		http: &http.Client{
 			Transport: transport,
 			// A redirect would take the credential where nobody sent it.
@@ -136,9 +156,13 @@ func (c *Client) Patch(ctx context.Context, path, patchType string, in, out any)
 }
 
 func (c *Client) do(ctx context.Context, method, path, contentType string, in, out any) error {
+	authorization, err := c.authorization(ctx) // a person may be asked, which takes its time
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	resp, err := c.send(ctx, method, path, contentType, in)
+	resp, err := c.send(ctx, method, path, contentType, authorization, in)
 	if err != nil {
 		return err
 	}
@@ -166,7 +190,25 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, in, o
 	return nil
 }
 
-func (c *Client) send(ctx context.Context, method, path, contentType string, in any) (*http.Response, error) {
+// authorization returns the header that proves who asks, or "".
+func (c *Client) authorization(ctx context.Context) (string, error) {
+	if c.token != nil {
+		token, err := c.token(ctx)
+		if err != nil {
+			return "", fmt.Errorf("get the credential for the API server: %w", err)
+		}
+		if token != "" {
+			return "Bearer " + token, nil
+		}
+	}
+	if c.basic != nil {
+		password, _ := c.basic.Password()
+		return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.basic.Username()+":"+password)), nil
+	}
+	return "", nil
+}
+
+func (c *Client) send(ctx context.Context, method, path, contentType, authorization string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -183,12 +225,8 @@ func (c *Client) send(ctx context.Context, method, path, contentType string, in 
 	if in != nil {
 		req.Header.Set("Content-Type", contentType)
 	}
-	if c.token != nil {
-		token, err := c.token(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("get the credential for the API server: %w", err)
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -228,7 +266,11 @@ func (c *Client) Watch(ctx context.Context, path string, f func(Event) error) er
 		sep = "&"
 	}
 	path += sep + "watch=true&allowWatchBookmarks=true"
-	resp, err := c.send(ctx, http.MethodGet, path, "", nil)
+	authorization, err := c.authorization(ctx)
+	if err != nil {
+		return err
+	}
+	resp, err := c.send(ctx, http.MethodGet, path, "", authorization, nil)
 	if err != nil {
 		return err
 	}

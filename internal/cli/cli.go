@@ -52,9 +52,29 @@ func New(extra ...*cobra.Command) *cobra.Command {
 	root.AddCommand(sessionCommands()...)
 	root.AddCommand(iamCommands(), isCommands(), resourceCommands(), ksCommands(), hostCommands(), activityCommands(), accountCommands(),
 		accountCreateCommand("account-create NAME --owner-email EMAIL", "tabard account-create acme --owner-email ada@example.com --file acme.json"))
-	root.AddCommand(extra...)
+	for _, c := range extra {
+		parent := root
+		for _, g := range root.Commands() {
+			if g.Name() == c.Annotations[groupAnnotation] {
+				parent = g
+			}
+		}
+		parent.AddCommand(c)
+	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{nearFlags(c, err)} })
 	return root
+}
+
+const groupAnnotation = "tabard.dev/group"
+
+// In has an extra command stand in one of the client's groups, such as ks, and
+// not at the root.
+func In(group string, c *cobra.Command) *cobra.Command {
+	if c.Annotations == nil {
+		c.Annotations = map[string]string{}
+	}
+	c.Annotations[groupAnnotation] = group
+	return c
 }
 
 // nearFlags adds to the error of an unknown flag which ones it may have been

@@ -4,6 +4,7 @@
 # make conformance    the published SDK's own integration suites; ARGS='-run TestPublishedSuites/iamidentityv1' for one
 # make compatibility  the same, and docs/compatibility.md anew
 # make test-terraform the published Terraform provider; compiles for 10 minutes on 2 cores the first time
+# make test-kubernetes a real API server end to end; compiles Kubernetes for 9 minutes on 2 cores the first time; ARGS='-run Token' for some
 # make test-vm  virtual servers end to end: hosts, QEMU machines, attacks (root); ARGS='-run Article' for some
 # make bench   token exchanges per second beside a bare handler
 # make bench-hosts instances on one host: tokens per second beside the bare signing rate, start-up, memory; ARGS=-netns
@@ -15,8 +16,10 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X tabard.dev/tabard/internal/cli.Version=$(VERSION)
 LINT     := $(CURDIR)/.cache/golangci-lint
 TF       := $(CURDIR)/.cache/terraform
+KUBE     := $(CURDIR)/.cache/kube
 
-.PHONY: build test demo bench bench-hosts fuzz lint unit e2e conformance compatibility terraform-binaries test-terraform test-vm examples clean
+.PHONY: build test demo bench bench-hosts fuzz lint unit e2e conformance compatibility terraform-binaries test-terraform \
+	kube-binaries test-kubernetes test-vm samples examples clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tabard ./cmd/tabard
@@ -46,10 +49,12 @@ unit:
 examples:
 	cd examples/resource-lister && $(GO) vet ./... && $(GO) test -race ./...
 
-e2e: build
+samples:
 	mkdir -p bin && cd examples/resource-lister && CGO_ENABLED=0 $(GO) build -o $(CURDIR)/bin/resource-lister .
 	CGO_ENABLED=0 $(GO) build -o bin/documents ./examples/documents
-	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister DOCUMENTS_BIN=$(CURDIR)/bin/documents $(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v -e /conformance -e /vm)
+
+e2e: build samples
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister DOCUMENTS_BIN=$(CURDIR)/bin/documents $(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v -e /conformance -e /vm -e /kube)
 
 # Software emulation keeps a core busy for each virtual machine, so one test runs at a time.
 test-vm: build
@@ -74,6 +79,24 @@ $(TF)/terraform: test/terraform/cli/go.mod test/terraform/cli/go.sum
 
 $(TF)/terraform-provider-ibm: test/terraform/provider/go.mod test/terraform/provider/go.sum
 	cd test/terraform/provider && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ github.com/IBM-Cloud/terraform-provider-ibm
+
+# The versions are those of the module; a client reads the minor one to know what the API server can do.
+KUBE_VERSION = $(shell sed -n 's|^.*k8s.io/kubernetes v\([0-9.]*\).*|\1|p' test/k8s/go.mod)
+KUBE_LDFLAGS = -s -w -X k8s.io/component-base/version.gitVersion=v$(KUBE_VERSION) \
+	-X k8s.io/component-base/version.gitMajor=$(word 1,$(subst ., ,$(KUBE_VERSION))) -X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBE_VERSION)))
+KUBE_COMMANDS := $(addprefix $(KUBE)/,kube-apiserver kube-controller-manager kubectl kubelet)
+
+kube-binaries: $(KUBE)/etcd $(KUBE_COMMANDS)
+
+$(KUBE)/etcd: test/k8s/go.mod test/k8s/go.sum
+	cd test/k8s && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ go.etcd.io/etcd/server/v3
+
+$(KUBE_COMMANDS): $(KUBE)/%: test/k8s/go.mod test/k8s/go.sum
+	cd test/k8s && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(KUBE_LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/$*
+
+test-kubernetes: build samples kube-binaries
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister KUBE_BIN=$(KUBE) \
+		$(GO) test -count=1 -timeout 20m $(ARGS) ./kubetest ./kubernetes/...
 
 bench:
 	$(GO) run ./bench $(ARGS)

@@ -1,13 +1,15 @@
 #!/bin/sh
 # Runs all suites. What takes longest to compile and needs nothing of ours, the
-# linter and Terraform with its provider, is built beside the tests, because
-# each leaves a core idle while the other compiles. The first time that is ten
-# minutes of both cores; the results stay in .cache.
+# linter, Kubernetes, and Terraform with its provider, is built beside the tests,
+# because each leaves a core idle while the other compiles. The first time that is
+# twenty minutes of both cores; the results stay in .cache.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p .cache
 make -s lint >.cache/lint.log 2>&1 &
 lint=$!
+nice make -s kube-binaries >.cache/kube.log 2>&1 &
+kube=$!
 nice make -s terraform-binaries >.cache/terraform.log 2>&1 &
 terraform=$!
 status=0
@@ -27,6 +29,13 @@ grep -E '^(=== RUN|--- |\s+--- |ok|FAIL|PASS|panic)' .cache/vm.log | grep -v '==
 say "lint"
 wait "$lint" || status=1
 cat .cache/lint.log
+say "Kubernetes: a real API server, its tokens, webhooks and nodes"
+if wait "$kube"; then
+    make -s -o build test-kubernetes || status=1
+else
+    status=1
+    cat .cache/kube.log
+fi
 say "the published suites against the built binary, and Terraform with the published provider"
 wait "$terraform" || { status=1; cat .cache/terraform.log; }
 # Both wait more than they work, so they run together. The binary is built.

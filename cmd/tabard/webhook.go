@@ -104,7 +104,7 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
 	f.StringSliceVar(&cfg.Services, "services", webhook.DefaultServices, "services whose SDKs get variables, by the names under which SDKs look for them")
 	f.BoolVar(&cfg.ServiceURLs, "service-urls", false, "also send the SDKs of those services that Tabard speaks for to Tabard")
 	f.StringVar(&cfg.Listen, "listen", ":8443", "`ADDRESS` that API servers call")
-	f.StringVar(&cfg.Metrics, "metrics", ":9472", "`ADDRESS` of /metrics, /healthz and /readyz; empty serves none")
+	f.StringVar(&cfg.Metrics, "metrics", "", "`ADDRESS` of /metrics, /healthz and /readyz, such as :9472 (default: not served)")
 	f.StringVar(&kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the API server, outside of the cluster")
 	f.StringVar(&kubeContext, "context", "", "context in the kubeconfig (default: its current one)")
 	f.StringVar(&cfg.Namespace, "namespace", "", "namespace of the webhook and its Secret (default: the pod's)")

@@ -392,9 +392,10 @@ func parsePair(certificate, key []byte) (*pair, error) {
 	return &pair{both.Leaf, private}, nil
 }
 
-// write stores material: in the Secret that was read, or in a new one.
-func (k *keeper) write(ctx context.Context, m *material, was *object) error {
-	o := object{APIVersion: "v1", Kind: "Secret", Type: "Opaque", Metadata: metadata{Name: k.secret, Namespace: k.namespace}}
+// encode returns the Secret that holds material: the one that was read,
+// changed, or a new one.
+func (k *keeper) encode(m *material, was *object) (*object, error) {
+	o := &object{APIVersion: "v1", Kind: "Secret", Type: "Opaque", Metadata: metadata{Name: k.secret, Namespace: k.namespace}}
 	if was != nil {
 		o.Type = was.Type
 		o.Metadata.ResourceVersion = was.Metadata.ResourceVersion
@@ -415,12 +416,20 @@ func (k *keeper) write(ctx context.Context, m *material, was *object) error {
 		}
 		der, err := x509.MarshalPKCS8PrivateKey(p.pair.key)
 		if err != nil {
-			return fmt.Errorf("encode the certificate's key: %w", err)
+			return nil, fmt.Errorf("encode the certificate's key: %w", err)
 		}
 		o.Data[p.crt] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.pair.certificate.Raw})
 		o.Data[p.key] = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	}
-	var err error
+	return o, nil
+}
+
+// write stores material, unless the Secret has changed since it was read.
+func (k *keeper) write(ctx context.Context, m *material, was *object) error {
+	o, err := k.encode(m, was)
+	if err != nil {
+		return err
+	}
 	if was == nil {
 		err = k.kube.Do(ctx, http.MethodPost, k.secrets(), o, nil)
 	} else {

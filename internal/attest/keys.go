@@ -402,7 +402,8 @@ func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", url, err)
 	}
-	req.Header.Set("Accept", "application/json")
+	// Key sets have a media type of their own, and API servers insist on it.
+	req.Header.Set("Accept", "application/json, application/jwk-set+json;q=0.9")
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", url, err)

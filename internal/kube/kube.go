@@ -184,7 +184,8 @@ func (c *Client) send(ctx context.Context, method, path, contentType string, in 
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
-	req.Header.Set("Accept", "application/json")
+	// Key sets have a media type of their own, and API servers insist on it.
+	req.Header.Set("Accept", "application/json, application/jwk-set+json;q=0.9")
 	if in != nil {
 		req.Header.Set("Content-Type", contentType)
 	}

@@ -69,6 +69,10 @@ func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)
 		fmt.Fprintf(w, `{"kind":"Status","message":"Unauthorized: %s"}`, r.Header.Get("Authorization"))
 	case r.Method == http.MethodGet && r.URL.Path == "/openid/v1/jwks":
+		if !strings.Contains(r.Header.Get("Accept"), "application/jwk-set+json") {
+			w.WriteHeader(http.StatusNotAcceptable) // as the genuine one does
+			return
+		}
 		_, _ = w.Write(keys)
 	case r.Method == http.MethodPost && r.URL.Path == "/apis/authentication.k8s.io/v1/tokenreviews" && review.APIVersion == "authentication.k8s.io/v1":
 		w.WriteHeader(http.StatusCreated)

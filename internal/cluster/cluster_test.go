@@ -83,6 +83,16 @@ func TestARegistrationIsChecked(t *testing.T) {
 		{"a long audience", func(c *cluster.Cluster) { c.Audience = strings.Repeat("x", 257) }, "audience"},
 		{"of virtual servers", func(c *cluster.Cluster) { c.Type = identity.VSI }, "type"},
 		{"of no type", func(c *cluster.Cluster) { c.Type = "" }, "type"},
+		{"an issuer that is no URL, with an API server", func(c *cluster.Cluster) {
+			c.Issuer, c.Server = "kubernetes/serviceaccount", &cluster.APIServer{URL: "https://10.0.0.1:6443"}
+		}, ""},
+		{"a review with an API server", func(c *cluster.Cluster) {
+			c.Review, c.Server = true, &cluster.APIServer{URL: "https://10.0.0.1:6443"}
+		}, ""},
+		{"a review without an API server", func(c *cluster.Cluster) { c.Review = true }, "server"},
+		{"an API server that is none, with keys", func(c *cluster.Cluster) {
+			c.JWKS, c.Server = []byte("{}"), &cluster.APIServer{URL: "http://10.0.0.1:6443"}
+		}, "server"},
 	} {
 		c := good()
 		tt.change(c)
@@ -91,6 +101,48 @@ func TestARegistrationIsChecked(t *testing.T) {
 			t.Errorf("%s: %v", tt.name, err)
 		case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
 			t.Errorf("%s: error %v, want one about %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+func TestACredentialIsSentOverTLSOnly(t *testing.T) {
+	for url, want := range map[string]bool{
+		"https://10.0.0.1:6443": true, "https://[2001:db8::1]:6443": true, "https://api.my-cluster.example.com": true, "HTTPS://127.0.0.1": true,
+		"": false, "10.0.0.1:6443": false, "http://127.0.0.1:8080": false, "https://": false, "https://:6443": false, "https://a/": false,
+		"https://a/k8s/clusters/c-1": false, "https://user:secret@a": false, "https://a?": false, "https://a?b=c": false, "https://a#b": false,
+		"https://a:port": false, "ftp://a": false, "https://a\n": false,
+	} {
+		if err := cluster.ValidServerURL(url); (err == nil) != want {
+			t.Errorf("%q: error %v, want good = %t", url, err, want)
+		}
+	}
+}
+
+func TestNoTwoClustersOfAnAccountClaimTheSameTokens(t *testing.T) {
+	const issuer = "https://kubernetes.default.svc"
+	at := func(url string) *cluster.Cluster {
+		return &cluster.Cluster{Issuer: issuer, Server: &cluster.APIServer{URL: url}}
+	}
+	keys := func(jwks string) *cluster.Cluster { return &cluster.Cluster{Issuer: issuer, JWKS: []byte(jwks)} }
+	for _, tt := range []struct {
+		name   string
+		a, b   *cluster.Cluster
+		shared bool
+	}{
+		{"two API servers", at("https://a:6443"), at("https://b:6443"), false},
+		{"one API server", at("https://a:6443"), at("https://a:6443"), true},
+		{"one API server in two spellings", at("https://a"), at("HTTPS://A:443"), true},
+		{"two ports", at("https://a"), at("https://a:6443"), false},
+		{"two keys", keys(`{"keys":[{"kid":"a"}]}`), keys(`{"keys":[{"kid":"b"}]}`), false},
+		{"a key of both", keys(`{"keys":[{"kid":"a"},{"kid":"b"}]}`), keys(`{"keys":[{"kid":"b"}]}`), true},
+		{"a key and an API server", keys(`{"keys":[{"kid":"server a:6443"}]}`), at("https://a:6443"), false},
+		{"one discovery document", &cluster.Cluster{Issuer: issuer}, &cluster.Cluster{Issuer: issuer}, true},
+		{"two issuers", &cluster.Cluster{Issuer: issuer}, &cluster.Cluster{Issuer: issuer + "/"}, false},
+		{"uploaded keys count before the API server", &cluster.Cluster{Issuer: issuer, JWKS: []byte(`{"keys":[{"kid":"a"}]}`), Server: &cluster.APIServer{URL: "https://a"}}, at("https://a"), false},
+	} {
+		shared := slices.ContainsFunc(tt.a.Claims(), func(c string) bool { return slices.Contains(tt.b.Claims(), c) })
+		if shared != tt.shared || len(tt.a.Claims()) == 0 {
+			t.Errorf("%s: %q and %q", tt.name, tt.a.Claims(), tt.b.Claims())
 		}
 	}
 }

@@ -14,7 +14,7 @@ func TestDefaultsAreFilledIn(t *testing.T) {
 	}
 	if c.DataDir != "tabard-data" || c.Store != "sqlite" || c.Region != "us-south" || c.CName != "bluemix" || c.CType != "public" ||
 		c.Alg != "ES256" || c.Driver != DriverAuto || len(c.Listen) != 1 || c.Listen[0] != "127.0.0.1:8470" ||
-		c.KeyRotation != 720*time.Hour || c.Now == nil || c.Log == nil {
+		c.KeyRotation != 720*time.Hour || c.ClusterKeysMaxAge != 5*time.Minute || c.Now == nil || c.Log == nil {
 		t.Errorf("config %+v", c)
 	}
 }
@@ -23,19 +23,30 @@ func TestAllThatCannotWorkIsToldAtOnce(t *testing.T) {
 	c := Config{
 		Store: "mysql", Region: "mars-1", Driver: "docker", TLSCert: "cert.pem", CName: "a:b", CType: "a b",
 		URL: "example.com", Issuer: "ftp://example.com", Listen: []string{"127.0.0.1", "127.0.0.1:0"},
-		Alg: "HS256", KeyRotation: time.Hour,
+		Alg: "HS256", KeyRotation: time.Hour, ClusterKeysMaxAge: 2 * time.Hour,
 	}
 	err := c.Complete()
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, about := range []string{"mysql", "mars-1", "docker", "tls-cert", "cname", "ctype", "example.com", "ftp://", `"127.0.0.1"`, "HS256", "1h"} {
+	for _, about := range []string{"mysql", "mars-1", "docker", "tls-cert", "cname", "ctype", "example.com", "ftp://", `"127.0.0.1"`, "HS256", "1h", "cluster-keys-max-age"} {
 		if !strings.Contains(err.Error(), about) {
 			t.Errorf("the error says nothing about %q: %v", about, err)
 		}
 	}
 	if strings.Contains(err.Error(), "127.0.0.1:0") {
 		t.Errorf("the error complains of what is right: %v", err)
+	}
+}
+
+func TestWithdrawnKeysCountForAnHourAtMost(t *testing.T) {
+	for age, ok := range map[time.Duration]bool{
+		time.Second: true, time.Hour: true, time.Second - 1: false, time.Hour + 1: false, -time.Minute: false,
+	} {
+		c := Config{ClusterKeysMaxAge: age}
+		if err := c.Complete(); (err == nil) != ok {
+			t.Errorf("%s: error %v", age, err)
+		}
 	}
 }
 

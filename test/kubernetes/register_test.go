@@ -295,9 +295,23 @@ func TestAClusterWhoseIssuerIsElsewhereIsRegistered(t *testing.T) {
 	told(t, s.Run("ks", "cluster-register", "other", "--kubeconfig", k.Kubeconfig, "--keys", "issuer"), `"managed"`)
 
 	t.Run("and the keys of another cluster are not taken for its own", func(t *testing.T) {
-		other := kubetest.Start(t, kubetest.Options{})
+		other := kubetest.Start(t, kubetest.Options{Issuer: "https://kubernetes.default.svc"})
 		other.ServiceAccount("default", "default", nil)
 		told(t, s.Run("ks", "cluster-update", "managed", "--rotate-keys", "--kubeconfig", other.Kubeconfig), "another cluster", issuer)
+
+		// Where many clusters have the issuer, only a person can tell that a
+		// rotated one is the same.
+		r := s.Run("ks", "cluster-register", "other", "--kubeconfig", other.Kubeconfig, "--audience", "elsewhere")
+		if r.Code != 0 || strings.Contains(r.Err, "cannot get the keys") {
+			t.Fatalf("the server looked up an address that only pods know: status %d\n%s%s", r.Code, r.Out, r.Err)
+		}
+		s.CLI("ks", "cluster-update", "other", "--rotate-keys", "--kubeconfig", other.Kubeconfig) // they are the same
+		other.RotateSigningKey(false)
+		told(t, s.Run("ks", "cluster-update", "other", "--rotate-keys", "--kubeconfig", other.Kubeconfig), "confirmation", "many clusters", other.URL)
+		s.JSON(&got, "ks", "cluster-update", "other", "--rotate-keys", "--kubeconfig", other.Kubeconfig, "-f")
+		if got.Tested.KeyID != other.KeyID() {
+			t.Errorf("%+v", got)
+		}
 	})
 	s.CLI("ks", "cluster-delete", "managed", "-f")
 

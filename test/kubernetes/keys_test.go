@@ -10,7 +10,7 @@ import (
 	"tabard.dev/tabard/test/kubetest"
 )
 
-// Three accounts register one cluster, each with another source of its keys.
+// Three servers have one cluster registered, each with another source of its keys.
 func TestARotatedSigningKeyIsNoticedWithoutARestart(t *testing.T) {
 	t.Parallel()
 	k := kubetest.Start(t, withReviewer(kubetest.Options{}))
@@ -20,11 +20,10 @@ func TestARotatedSigningKeyIsNoticedWithoutARestart(t *testing.T) {
 	k.ServiceAccount("shop", "web", nil)
 
 	const maxAge = 2 * time.Second
-	first := newSite(t, "--cluster-keys-max-age", maxAge.String())
-	sites := map[string]*site{"open": first, "reached": first.account("reached"), "given": first.account("given")}
-	clusters := map[string]registered{}
+	sites, clusters := map[string]*site{}, map[string]registered{}
 	for name, body := range map[string]object{"open": discovered(k), "reached": reached(k, false), "given": uploaded(k)} {
-		s := sites[name]
+		s := newSite(t, "--cluster-keys-max-age", maxAge.String())
+		sites[name] = s
 		s.resources(name)
 		clusters[name] = s.register("my-cluster", body)
 		s.link(name, clusters[name], "shop", "web")

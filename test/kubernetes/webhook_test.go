@@ -481,6 +481,33 @@ func TestTheWebhookGivesPodsTheirIdentity(t *testing.T) {
 			t.Errorf("metadata %v %v, without %v %v", got.Labels, got.Annotations, without.Labels, without.Annotations)
 		}
 	})
+	t.Run("with every option of the chart", func(t *testing.T) {
+		ca, err := os.ReadFile(s.CAFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		values, err := json.Marshal(map[string]any{
+			"caBundle": string(ca), "excludedNamespaces": []string{"kube-public"}, "imagePullSecrets": []any{map[string]string{"name": "pull"}},
+			"webhook": map[string]any{
+				"services": []string{"vpc", "iam_identity"}, "serviceURLs": true, "checkProfiles": true, "profile": "our: webhook #1",
+				"priorityClassName": "system-cluster-critical", "nodeSelector": map[string]string{"a": "b"}, "tolerations": []any{map[string]string{"operator": "Exists"}},
+				"affinity": map[string]any{"nodeAffinity": map[string]any{}},
+			},
+			"controller": map[string]any{"enabled": true, "cluster": "my-cluster"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "values.yaml")
+		if err := os.WriteFile(file, values, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		yaml := helm(t, "template", "tabard-kubernetes", chart(), "--namespace", webhookNamespace, "--kube-version", "1.35.0",
+			"--set", "iamURL=https://tabard.example.com", "--values", file)
+		if _, err := s.TryKubectl(yaml, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("until the annotation is gone", func(t *testing.T) {
 		if p, err := s.create("shop", simple("plain")); err != nil || injected(p) {
 			t.Fatal("a pod of a service account that names no profile: ", err)

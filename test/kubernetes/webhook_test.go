@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/IBM/go-sdk-core/v5/core"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -132,7 +133,7 @@ type replica struct {
 	cmd     *exec.Cmd
 	address string
 	metrics string
-	log     *bytes.Buffer
+	log     *lockedBuffer
 	done    chan struct{}
 }
 
@@ -143,13 +144,12 @@ func (s *webhookSite) start(args ...string) *replica {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	r := &replica{t: s.t, address: freePort(s.t), metrics: freePort(s.t), log: &bytes.Buffer{}, done: make(chan struct{})}
+	r := &replica{t: s.t, address: freePort(s.t), metrics: freePort(s.t), log: &lockedBuffer{}, done: make(chan struct{})}
 	r.cmd = exec.Command(bin, append([]string{
 		"ks", "webhook", "--iam-url", s.iamURL, "--kubeconfig", s.kubeconfig, "--namespace", webhookNamespace,
 		"--listen", r.address, "--metrics", r.metrics, "--certificate-name", "127.0.0.1", "--drain", "100ms", "--log-level", "debug",
 	}, args...)...)
-	var mu sync.Mutex
-	r.cmd.Stderr = writerFunc(func(p []byte) (int, error) { mu.Lock(); defer mu.Unlock(); return r.log.Write(p) })
+	r.cmd.Stderr = r.log
 	if err := r.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -173,9 +173,23 @@ func (s *webhookSite) start(args ...string) *replica {
 	return r
 }
 
-type writerFunc func([]byte) (int, error)
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
 
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
 
 func (r *replica) monitor(path string) (int, string) {
 	resp, err := http.Get("http://" + r.metrics + path)
@@ -479,6 +493,33 @@ func TestTheWebhookGivesPodsTheirIdentity(t *testing.T) {
 		}
 		if !reflect.DeepEqual(got.Labels, without.Labels) || !reflect.DeepEqual(got.Annotations, without.Annotations) {
 			t.Errorf("metadata %v %v, without %v %v", got.Labels, got.Annotations, without.Labels, without.Annotations)
+		}
+	})
+	t.Run("with every option of the chart", func(t *testing.T) {
+		ca, err := os.ReadFile(s.CAFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		values, err := json.Marshal(map[string]any{
+			"caBundle": string(ca), "excludedNamespaces": []string{"kube-public"}, "imagePullSecrets": []any{map[string]string{"name": "pull"}},
+			"webhook": map[string]any{
+				"services": []string{"vpc", "iam_identity"}, "serviceURLs": true, "checkProfiles": true, "profile": "our: webhook #1",
+				"priorityClassName": "system-cluster-critical", "nodeSelector": map[string]string{"a": "b"}, "tolerations": []any{map[string]string{"operator": "Exists"}},
+				"affinity": map[string]any{"nodeAffinity": map[string]any{}},
+			},
+			"controller": map[string]any{"enabled": true, "cluster": "my-cluster"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "values.yaml")
+		if err := os.WriteFile(file, values, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		yaml := helm(t, "template", "tabard-kubernetes", chart(), "--namespace", webhookNamespace, "--kube-version", "1.35.0",
+			"--set", "iamURL=https://tabard.example.com", "--values", file)
+		if _, err := s.TryKubectl(yaml, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"); err != nil {
+			t.Error(err)
 		}
 	})
 	t.Run("until the annotation is gone", func(t *testing.T) {
@@ -866,6 +907,39 @@ func TestTheWebhookCanAskWhetherProfilesExist(t *testing.T) {
 		warned(t, "loose", "lost", `no trusted profile "gone"`)
 		if _, err := s.create("strict", simple("lost")); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), `no trusted profile "gone"`) {
 			t.Error(err)
+		}
+	})
+	t.Run("and what a pod got is all that the published SDK needs", func(t *testing.T) {
+		tabard.CLI("iam", "trusted-profile-link-create", "shop-web", "--name", "web", "--cr-type", "IKS_SA",
+			"--link-crn", cluster.CRN, "--link-namespace", "strict", "--link-name", "web")
+		p, err := s.create("strict", simple("web"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		volume, _, _ := identityPart(p.DeepCopy())
+		source := volume.Projected.Sources[0].ServiceAccountToken
+		file := filepath.Join(t.TempDir(), source.Path)
+		if err := os.WriteFile(file, []byte(s.Token("strict", "web", source.Audience, *source.ExpirationSeconds, p)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for name, value := range env(p.Spec.Containers[0]) {
+			if strings.HasSuffix(name, "_CR_TOKEN_FILENAME") {
+				value = file // no kubelet mounts the volume here
+			}
+			t.Setenv(name, value)
+		}
+		for _, service := range []string{"iam_identity", "iam_policy_management", "iam_access_groups", "resource_controller", "resource_manager", "user_management", "account_management", "vpc"} {
+			a, err := core.GetAuthenticatorFromEnvironment(service)
+			if err != nil || a == nil {
+				t.Fatalf("%s: %v", service, err)
+			}
+			container, ok := a.(*core.ContainerAuthenticator)
+			if !ok {
+				t.Fatalf("%s: the SDK authenticates by %s", service, a.AuthenticationType())
+			}
+			if token, err := container.GetToken(); err != nil || token == "" {
+				t.Errorf("%s: %v", service, err)
+			}
 		}
 	})
 	t.Run("until one appears", func(t *testing.T) {

@@ -86,7 +86,7 @@ KUBE_LDFLAGS = -s -w -X k8s.io/component-base/version.gitVersion=v$(KUBE_VERSION
 	-X k8s.io/component-base/version.gitMajor=$(word 1,$(subst ., ,$(KUBE_VERSION))) -X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBE_VERSION)))
 KUBE_COMMANDS := $(addprefix $(KUBE)/,kube-apiserver kube-controller-manager kubectl kubelet)
 
-kube-binaries: $(KUBE)/etcd $(KUBE_COMMANDS)
+kube-binaries: $(KUBE)/etcd $(KUBE_COMMANDS) $(KUBE)/helm
 
 $(KUBE)/etcd: test/k8s/go.mod test/k8s/go.sum
 	cd test/k8s && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ go.etcd.io/etcd/server/v3
@@ -94,9 +94,12 @@ $(KUBE)/etcd: test/k8s/go.mod test/k8s/go.sum
 $(KUBE_COMMANDS): $(KUBE)/%: test/k8s/go.mod test/k8s/go.sum
 	cd test/k8s && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(KUBE_LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/$*
 
+$(KUBE)/helm: test/helm/go.mod test/helm/go.sum
+	cd test/helm && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ helm.sh/helm/v3/cmd/helm
+
 test-kubernetes: build samples kube-binaries
 	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister KUBE_BIN=$(KUBE) \
-		$(GO) test -count=1 -timeout 20m $(ARGS) ./kubetest ./kubernetes/...
+		$(GO) test -count=1 -timeout 20m $(ARGS) ./kubetest ./kubenode ./kubernetes
 
 bench:
 	$(GO) run ./bench $(ARGS)

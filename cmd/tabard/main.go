@@ -14,7 +14,8 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := cli.Execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, serverCommand(), agentCommand(), cli.In("ks", controllerCommand()), demo.Command())
+	code := cli.Execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, serverCommand(), agentCommand(),
+		cli.In("ks", webhookCommand()), cli.In("ks", controllerCommand()), demo.Command())
 	stop()
 	os.Exit(code)
 }

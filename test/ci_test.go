@@ -58,16 +58,15 @@ func (c *ciService) job(audience string, change map[string]any) string {
 func TestTheCIGuidesJobsWorkWithoutASecret(t *testing.T) {
 	s := harness.Start(t, "--driver", "none")
 	services := newCIServices(t)
-	sh := startShell(t, s)
 	pairs := []string{"http://127.0.0.1:8470", s.URL, "https://tabard.example.com", s.URL}
 	for _, c := range services {
 		pairs = append(pairs, "--preset "+c.preset, "--preset "+c.preset+" --issuer "+c.URL+" --ca-file "+c.CAFile, c.name, c.URL)
 	}
-	sh.replace = strings.NewReplacer(pairs...)
+	sh := harness.StartShell(t, s, nil, nil, pairs...)
 	guide := filepath.Join(harness.Root(), "docs/ci.md")
 	refused := false
-	for _, b := range blocks(t, guide) {
-		refused = strings.Contains(sh.run(b.commands), "refused") || refused
+	for _, b := range harness.Blocks(t, guide) {
+		refused = strings.Contains(sh.Run(b.Commands), "refused") || refused
 	}
 	if !refused {
 		t.Error("the guide's unsafe rule was not refused")

@@ -64,7 +64,7 @@ type Server struct {
 	gate       *gate
 	http       *http.Server
 	serving    *errgroup.Group // one for each listener; ended by http's end
-	tls        *tls.Config // nil for plain HTTP
+	tls        *tls.Config     // nil for plain HTTP
 	lock       *os.File
 	draining   atomic.Bool
 	usage      *usage.Tracker

@@ -59,7 +59,7 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	clusters.Register(mux, c.api, c.clusterKeys)
 	accounts.Register(mux, c.api, c.sealer, c.clusterKeys)
 	catalogapi.Register(mux, c.api)
-	activityapi.Register(mux, c.api, s.store)
+	activityapi.Register(mux, c.api, s.store, s.signer)
 	vpcapi.Register(mux, c.api, vpcapi.Options{Place: s.scheduler.Choose, Images: s.images, Fits: s.scheduler.Fits, LocalAccess: s.localAccess})
 	hosts.Register(mux, c.api, hosts.Options{
 		Scheduler: s.scheduler, Proofs: c.proofs, Grants: c.grants, Sealer: c.sealer, Images: s.disks,

@@ -26,6 +26,7 @@ import (
 	"tabard.dev/tabard/internal/api/vpcapi"
 	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/bootstrap"
+	"tabard.dev/tabard/internal/checkpoint"
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
@@ -50,6 +51,7 @@ type Server struct {
 	store      store.Store
 	directory  *directory.Directory
 	journal    *journal.Journal
+	signer     *checkpoint.Signer
 	keys       *token.KeyRing
 	hostKeys   *token.KeyRing
 	host       *host.Controller // nil without a driver
@@ -144,6 +146,12 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 
+	s.signer, err = checkpoint.Open(ctx, checkpoint.Config{
+		Store: s.store, Directory: s.directory, Sealer: sealer, Issuer: s.cfg.Issuer, Now: cfg.Now, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	s.usage, err = usage.Open(ctx, usage.Config{Directory: s.directory, Log: cfg.Log}, s.store)
 	if err != nil {
 		return nil, err
@@ -461,7 +469,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	workers, background := errgroup.WithContext(background)
-	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run} {
+	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.signer.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run} {
 		workers.Go(func() error { run(background); return nil })
 	}
 	if s.host != nil {
@@ -516,6 +524,10 @@ func (s *Server) Close() error {
 	}
 	if s.journal != nil {
 		s.journal.Close()
+	}
+	if s.signer != nil && s.store != nil {
+		// Nothing comes after it.
+		errs = append(errs, s.signer.Sign(context.Background()))
 	}
 	if s.store != nil {
 		errs = append(errs, s.store.Close())

@@ -49,7 +49,9 @@ type Log interface {
 	Extent(ctx context.Context) (Extent, error)
 
 	// Entries returns events in the order of the log, from an index on, limit
-	// at most. Indexes of dropped events are passed over.
+	// at most. Indexes of dropped events are passed over. Events that share an
+	// index, which only a changed log has, come together, beyond the limit if
+	// need be.
 	Entries(ctx context.Context, from int64, limit int) ([]Entry, error)
 
 	// Grown returns a channel that is closed when a commit has brought events.
@@ -67,9 +69,13 @@ type Log interface {
 	Dropped(ctx context.Context) ([]DroppedDay, error)
 
 	// KeepCheckpoint makes a signed checkpoint durable; Checkpoints returns the
-	// newest ones first, those of trees of at least a size.
+	// newest ones first, those of trees of at least and at most a size.
 	KeepCheckpoint(ctx context.Context, c Checkpoint) error
-	Checkpoints(ctx context.Context, atLeast int64, limit int) ([]Checkpoint, error)
+	Checkpoints(ctx context.Context, atLeast, atMost int64, limit int) ([]Checkpoint, error)
+
+	// ThinCheckpoints removes checkpoints made before a time, but for the last
+	// one of each period.
+	ThinCheckpoints(ctx context.Context, before time.Time, period time.Duration) error
 }
 
 // Extent is what a log has: Size events were ever committed, and those from
@@ -93,11 +99,13 @@ type DayInfo struct {
 	Events      int64
 }
 
-// DroppedDay is a day that was removed as a whole. Holes are the indexes of its
-// events that lie after the first event that is left.
+// DroppedDay is a day that was removed as a whole. Left is the index of the
+// first event that was left then, or the log's size if none was; Holes are the
+// indexes of the day's events that lie after it.
 type DroppedDay struct {
 	DayInfo
 	At    time.Time
+	Left  int64
 	Holes []int64
 }
 

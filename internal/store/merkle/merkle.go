@@ -60,7 +60,11 @@ func (e *Edge) Size() int64 { return e.size }
 // Append adds a record and appends to out the hashes that are to be stored for
 // it, in their order.
 func (e *Edge) Append(out []tlog.Hash, record []byte) []tlog.Hash {
-	h := tlog.RecordHash(record)
+	return e.AppendHash(out, tlog.RecordHash(record))
+}
+
+// AppendHash is Append for a record of which only the hash is known.
+func (e *Edge) AppendHash(out []tlog.Hash, h tlog.Hash) []tlog.Hash {
 	out = append(out, h)
 	level := 0
 	for ; e.size>>level&1 == 1; level++ {

@@ -57,6 +57,9 @@ func (s *Store) Grown() <-chan struct{} {
 	return s.grown
 }
 
+// verifyFirst says what to do about a log that does not fit its tree.
+const verifyFirst = "find out what with: tabard activity verify --data-dir DIR"
+
 // openTree reads the right edge of the tree. Events beyond the tree's size
 // would be overwritten by none: their numbers are taken, so that the store says
 // so instead of failing at each commit.
@@ -66,7 +69,7 @@ func (s *Store) openTree(ctx context.Context) error {
 		return fmt.Errorf("read the size of the activity log: %w", err)
 	}
 	if s.edge, err = merkle.Read(size, s); err != nil {
-		return err
+		return fmt.Errorf("%w: something else than this program changed the file; %s", err, verifyFirst)
 	}
 	days, err := s.Days(ctx)
 	if err != nil {
@@ -74,7 +77,7 @@ func (s *Store) openTree(ctx context.Context) error {
 	}
 	for _, d := range days {
 		if d.Last >= size {
-			return fmt.Errorf("the activity log has event %d, but its tree ends before %d: the file was changed by something else", d.Last, size)
+			return fmt.Errorf("the activity log has event %d, but its tree ends before %d: something else than this program changed the file; %s", d.Last, size, verifyFirst)
 		}
 	}
 	return nil
@@ -289,7 +292,7 @@ func (s *Store) Entries(ctx context.Context, from int64, limit int) (out []store
 		if d.Last < from {
 			continue
 		}
-		if len(out) >= limit && d.First > out[limit-1].Index {
+		if len(out) >= limit && limit > 0 && d.First > out[limit-1].Index {
 			break
 		}
 		more, err := entriesOf(ctx, tx, d.Day, from, limit)
@@ -299,7 +302,11 @@ func (s *Store) Entries(ctx context.Context, from int64, limit int) (out []store
 		out = append(out, more...)
 		slices.SortFunc(out, byIndex)
 	}
-	return out[:min(len(out), limit)], nil
+	n := min(len(out), limit)
+	for n > 0 && n < len(out) && out[n].Index == out[n-1].Index {
+		n++
+	}
+	return out[:n], nil
 }
 
 func entriesOf(ctx context.Context, tx *sql.Tx, day int, from int64, limit int) (out []store.Entry, err error) {
@@ -389,9 +396,9 @@ func drop(ctx context.Context, tx *sql.Tx, day int, size int64) error {
 	if err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, "INSERT INTO dropped_days (day, first, last, count, at, holes) VALUES (?, ?, ?, ?, ?, ?)"+
-		" ON CONFLICT (day) DO UPDATE SET first = min(first, excluded.first), last = excluded.last, count = count + excluded.count, at = excluded.at, holes = excluded.holes",
-		day, gone.First, gone.Last, count, time.Now().UnixNano(), string(text)); err != nil {
+	if _, err := tx.ExecContext(ctx, "INSERT INTO dropped_days (day, first, last, count, at, rest, holes) VALUES (?, ?, ?, ?, ?, ?, ?)"+
+		" ON CONFLICT (day) DO UPDATE SET first = min(first, excluded.first), last = excluded.last, count = count + excluded.count, at = excluded.at, rest = excluded.rest, holes = excluded.holes",
+		day, gone.First, gone.Last, count, time.Now().UnixNano(), left, string(text)); err != nil {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf("DROP TABLE events_%d", day)); err != nil {
@@ -446,7 +453,7 @@ func keepEdgeAt(ctx context.Context, tx *sql.Tx, size int64) error {
 
 // Dropped implements [store.Log].
 func (s *Store) Dropped(ctx context.Context) (out []store.DroppedDay, err error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT day, first, last, count, at, holes FROM dropped_days ORDER BY day")
+	rows, err := s.read.QueryContext(ctx, "SELECT day, first, last, count, at, rest, holes FROM dropped_days ORDER BY day")
 	if err != nil {
 		return nil, fmt.Errorf("list the dropped days: %w", err)
 	}
@@ -455,7 +462,7 @@ func (s *Store) Dropped(ctx context.Context) (out []store.DroppedDay, err error)
 		var d store.DroppedDay
 		var at int64
 		var holes string
-		if err := rows.Scan(&d.Day, &d.First, &d.Last, &d.Events, &at, &holes); err != nil {
+		if err := rows.Scan(&d.Day, &d.First, &d.Last, &d.Events, &at, &d.Left, &holes); err != nil {
 			return nil, err
 		}
 		d.At = time.Unix(0, at).UTC()
@@ -480,8 +487,8 @@ func (s *Store) KeepCheckpoint(ctx context.Context, c store.Checkpoint) error {
 }
 
 // Checkpoints implements [store.Log].
-func (s *Store) Checkpoints(ctx context.Context, atLeast int64, limit int) (out []store.Checkpoint, err error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT size, time, note FROM checkpoints WHERE size >= ? ORDER BY size DESC LIMIT ?", atLeast, limit)
+func (s *Store) Checkpoints(ctx context.Context, atLeast, atMost int64, limit int) (out []store.Checkpoint, err error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT size, time, note FROM checkpoints WHERE size BETWEEN ? AND ? ORDER BY size DESC LIMIT ?", atLeast, atMost, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read the checkpoints: %w", err)
 	}
@@ -496,4 +503,16 @@ func (s *Store) Checkpoints(ctx context.Context, atLeast int64, limit int) (out 
 		out = append(out, c)
 	}
 	return out, rows.Err()
+}
+
+// ThinCheckpoints implements [store.Log].
+func (s *Store) ThinCheckpoints(ctx context.Context, before time.Time, period time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.write.ExecContext(ctx, "DELETE FROM checkpoints WHERE time < ?1 AND size NOT IN (SELECT max(size) FROM checkpoints WHERE time < ?1 GROUP BY time / ?2)",
+		before.UnixNano(), int64(period))
+	if err != nil {
+		return fmt.Errorf("thin out the checkpoints: %w", err)
+	}
+	return nil
 }

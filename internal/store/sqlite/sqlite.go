@@ -80,6 +80,7 @@ CREATE TABLE IF NOT EXISTS dropped_days (
 	last  INTEGER NOT NULL,
 	count INTEGER NOT NULL,
 	at    INTEGER NOT NULL,
+	rest  INTEGER NOT NULL,
 	holes TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS checkpoints (
@@ -121,8 +122,39 @@ func Open(ctx context.Context, file string) (*Store, error) {
 	return s, nil
 }
 
+// OpenReadOnly opens the store in a file that no other process has open, to
+// read it as it is: nothing in it is changed, brought up to date or held
+// against its tree. Whatever would write fails.
+func OpenReadOnly(ctx context.Context, file string) (*Store, error) {
+	v := url.Values{"_pragma": {"busy_timeout(5000)", "query_only(1)"}, "mode": {"ro"}}
+	// Without a write-ahead log to read there is nothing to share, and SQLite
+	// need not make the file that it would share it by.
+	if info, err := os.Stat(file + "-wal"); errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 {
+		v.Set("immutable", "1")
+	}
+	if _, err := os.Stat(file); err != nil {
+		return nil, fmt.Errorf("open %s: %w", file, err)
+	}
+	db, err := sql.Open("sqlite", fileURL(file, v))
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", file, err)
+	}
+	var found int
+	err = db.QueryRowContext(ctx, "SELECT version FROM schema_version").Scan(&found)
+	if err == nil && found != version {
+		err = fmt.Errorf("it has schema version %d, this program reads version %d: a server that starts on it brings it up to date", found, version)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), db.Close())
+	}
+	return &Store{write: db, read: db, grown: make(chan struct{})}, nil
+}
+
 func dsn(file string, pragmas ...string) string {
-	v := url.Values{"_pragma": append([]string{"busy_timeout(5000)", "journal_mode(WAL)"}, pragmas...), "_txlock": {"immediate"}}
+	return fileURL(file, url.Values{"_pragma": append([]string{"busy_timeout(5000)", "journal_mode(WAL)"}, pragmas...), "_txlock": {"immediate"}})
+}
+
+func fileURL(file string, v url.Values) string {
 	return (&url.URL{Scheme: "file", Opaque: url.PathEscape(file), RawQuery: v.Encode()}).String()
 }
 

@@ -166,7 +166,7 @@ func logDropsADay(t *testing.T, open Open) {
 		if err != nil || len(dropped) != 1 {
 			t.Fatal(dropped, err)
 		}
-		if d := dropped[0]; d.Day != 20260701 || d.First != 0 || d.Last != 5 || d.Events != 4 || !slices.Equal(d.Holes, []int64{3, 5}) || d.At.IsZero() {
+		if d := dropped[0]; d.Day != 20260701 || d.First != 0 || d.Last != 5 || d.Events != 4 || d.Left != 2 || !slices.Equal(d.Holes, []int64{3, 5}) || d.At.IsZero() {
 			t.Errorf("dropped %+v", d)
 		}
 		if e, err := s.Extent(context.Background()); err != nil || e.First != 2 || e.Size != 11 {
@@ -210,11 +210,39 @@ func logKeepsCheckpoints(t *testing.T, open Open) {
 			t.Fatal(err)
 		}
 	}
-	got, err := s.Checkpoints(ctx, 2, 10)
+	got, err := s.Checkpoints(ctx, 2, 100, 10)
 	if err != nil || len(got) != 2 || got[0].Size != 3 || string(got[1].Note) != "note 1" || !got[1].Time.Equal(midnight.Add(1)) {
 		t.Errorf("checkpoints %+v, %v", got, err)
 	}
-	if got, err = s.Checkpoints(ctx, 0, 1); err != nil || len(got) != 1 || got[0].Size != 3 {
+	if got, err = s.Checkpoints(ctx, 0, 100, 1); err != nil || len(got) != 1 || got[0].Size != 3 {
 		t.Errorf("the newest is %+v, %v", got, err)
+	}
+	if got, err = s.Checkpoints(ctx, 0, 2, 10); err != nil || len(got) != 2 || got[0].Size != 2 {
+		t.Errorf("those of at most 2 events are %+v, %v", got, err)
+	}
+}
+
+func logThinsCheckpointsOut(t *testing.T, open Open) {
+	s := open(t)
+	ctx := context.Background()
+	for n := range int64(6) { // at midnight, and each half hour after
+		c := store.Checkpoint{Size: n + 1, Time: midnight.Add(time.Duration(n) * 30 * time.Minute), Note: []byte("note")}
+		if err := s.KeepCheckpoint(ctx, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.ThinCheckpoints(ctx, midnight.Add(2*time.Hour), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Checkpoints(ctx, 0, 100, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sizes []int64
+	for _, c := range got {
+		sizes = append(sizes, c.Size)
+	}
+	if !slices.Equal(sizes, []int64{6, 5, 4, 2}) {
+		t.Errorf("kept %v", sizes)
 	}
 }

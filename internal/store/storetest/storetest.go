@@ -79,6 +79,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Open) {
 		{"whoever follows the log is told that it has grown", logGrows},
 		{"a day is dropped as a whole, and what is left can be proved", logDropsADay},
 		{"checkpoints are kept", logKeepsCheckpoints},
+		{"the log thins its checkpoints out", logThinsCheckpointsOut},
 
 		{"one of many concurrent creations wins", concurrentCreate},
 		{"one of many concurrent claims of a unique key wins", concurrentUnique},

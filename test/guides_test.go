@@ -21,7 +21,7 @@ import (
 // follows it. … there stands for any text; a console block is not run.
 func TestTheGuidesCommandsDoWhatTheySay(t *testing.T) {
 	for _, file := range []string{
-		"docs/decisions.md", "docs/accounts.md", "docs/policies.md", "examples/documents/README.md",
+		"docs/decisions.md", "docs/accounts.md", "docs/policies.md", "docs/activity.md", "examples/documents/README.md",
 	} {
 		t.Run(file, func(t *testing.T) {
 			s := harness.Start(t, "--driver", "none")

@@ -105,7 +105,11 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	opened, err := sqlite.Open(ctx, filepath.Join(cfg.DataDir, "tabard.db"))
+	openStore := sqlite.Open
+	if cfg.Treeless {
+		openStore = sqlite.OpenTreeless
+	}
+	opened, err := openStore(ctx, filepath.Join(cfg.DataDir, "tabard.db"))
 	if err != nil {
 		return nil, err
 	}
@@ -469,8 +473,11 @@ func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	workers, background := errgroup.WithContext(background)
-	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.signer.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run} {
+	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run} {
 		workers.Go(func() error { run(background); return nil })
+	}
+	if !s.cfg.Treeless {
+		workers.Go(func() error { s.signer.Run(background); return nil })
 	}
 	if s.host != nil {
 		workers.Go(func() error { return s.host.Run(background) })
@@ -525,7 +532,7 @@ func (s *Server) Close() error {
 	if s.journal != nil {
 		s.journal.Close()
 	}
-	if s.signer != nil && s.store != nil {
+	if s.signer != nil && s.store != nil && !s.cfg.Treeless {
 		// Nothing comes after it. Without it the events since the last one are
 		// in no checkpoint until the next start.
 		if err := s.signer.Sign(context.Background()); err != nil {

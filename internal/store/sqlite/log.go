@@ -17,14 +17,11 @@ import (
 	"tabard.dev/tabard/internal/store/merkle"
 )
 
-// execer is a transaction or a connection that writes.
-type execer interface {
-	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-}
+const growRow = "INSERT INTO merkle (first, size, hashes) VALUES (?, ?, ?)"
 
-// growEdge adds events to a tree and writes the hashes that are to be stored
-// for them, in one row.
-func growEdge(ctx context.Context, tx execer, edge merkle.Edge, events []store.Event) (merkle.Edge, error) {
+// growEdge adds events to a tree and returns the values of the row that keeps
+// the hashes that are to be stored for them.
+func growEdge(edge merkle.Edge, events []store.Event) (merkle.Edge, []any) {
 	first := tlog.StoredHashCount(edge.Size())
 	hashes := make([]tlog.Hash, 0, 2*len(events)+64)
 	for _, e := range events {
@@ -34,8 +31,7 @@ func growEdge(ctx context.Context, tx execer, edge merkle.Edge, events []store.E
 	for _, h := range hashes {
 		blob = append(blob, h[:]...)
 	}
-	_, err := tx.ExecContext(ctx, "INSERT INTO merkle (first, size, hashes) VALUES (?, ?, ?)", first, edge.Size(), blob)
-	return edge, err
+	return edge, []any{first, edge.Size(), blob}
 }
 
 // keepEdge makes a committed tree the store's, and wakes who follows the log.
@@ -151,10 +147,11 @@ func moveDay(ctx context.Context, tx *sql.Tx, day int, edge merkle.Edge) (merkle
 				return edge, err
 			}
 		}
-		if edge, err = growEdge(ctx, tx, edge, events); err != nil {
+		grown, row := growEdge(edge, events)
+		if _, err := tx.ExecContext(ctx, growRow, row...); err != nil {
 			return edge, err
 		}
-		after = last
+		edge, after = grown, last
 	}
 }
 

@@ -29,7 +29,11 @@ type Store struct {
 	write   *sql.DB
 	read    *sql.DB
 	inserts map[int]*dayInserts
+	grow    *sql.Stmt   // appends to the tree
 	edge    merkle.Edge // of the tree over the committed events; guarded by mu
+
+	treeless bool  // appends events and no tree; only on a store that has no events yet
+	appended int64 // by a treeless store
 
 	growth sync.Mutex
 	grown  chan struct{} // closed and replaced when a commit has brought events
@@ -112,6 +116,9 @@ func Open(ctx context.Context, file string) (*Store, error) {
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
+	if s.grow, err = write.PrepareContext(ctx, growRow); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
+	}
 	if s.read, err = sql.Open("sqlite", dsn(file, "query_only(1)")); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
@@ -119,6 +126,20 @@ func Open(ctx context.Context, file string) (*Store, error) {
 	if err := s.openTree(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), s.Close())
 	}
+	return s, nil
+}
+
+// OpenTreeless opens a new store whose activity log has no tree, which measures
+// what the tree costs. It cannot be opened again.
+func OpenTreeless(ctx context.Context, file string) (*Store, error) {
+	s, err := Open(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	if s.edge.Size() != 0 {
+		return nil, errors.Join(fmt.Errorf("open %s without a tree: it has one", file), s.Close())
+	}
+	s.treeless = true
 	return s, nil
 }
 
@@ -287,10 +308,17 @@ func (s *Store) append(ctx context.Context, tx *sql.Tx, events []store.Event) (m
 	if len(events) == 0 {
 		return s.edge, nil
 	}
+	if s.treeless {
+		err := s.insert(ctx, tx, s.appended, events)
+		s.appended += int64(len(events)) // numbers of a batch that fails are left out
+		return s.edge, err
+	}
 	if err := s.insert(ctx, tx, s.edge.Size(), events); err != nil {
 		return s.edge, err
 	}
-	return growEdge(ctx, tx, s.edge, events)
+	edge, row := growEdge(s.edge, events)
+	_, err := tx.StmtContext(ctx, s.grow).ExecContext(ctx, row...)
+	return edge, err
 }
 
 func put(ctx context.Context, tx *sql.Tx, p store.Put) error {

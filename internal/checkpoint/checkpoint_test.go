@@ -41,7 +41,11 @@ type installation struct {
 func install(t *testing.T) *installation {
 	in := &installation{t: t, file: filepath.Join(t.TempDir(), "tabard.db"), now: midnight}
 	in.open()
-	t.Cleanup(func() { _ = in.store.Close() })
+	t.Cleanup(func() {
+		if in.store != nil {
+			_ = in.store.Close()
+		}
+	})
 	return in
 }
 
@@ -258,6 +262,32 @@ func TestWhatWasDoneToTheFileIsFoundWithTheFirstBadPosition(t *testing.T) {
 			wantProblem(t, in.verify(checkpoint.Options{}), tt.kind, tt.first, tt.last)
 		})
 	}
+}
+
+func TestAServerDoesNotGoOnWithEventsBehindTheTree(t *testing.T) {
+	in := twoDays(t)
+	in.tamper("DELETE FROM merkle WHERE first = (SELECT max(first) FROM merkle)")
+	if err := in.tryOpen(); err == nil || !strings.Contains(err.Error(), "tabard activity verify --data-dir") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestALogWithoutItsKeyDoesNotPassForASignedOne(t *testing.T) {
+	in := twoDays(t)
+	in.tamper("DELETE FROM objects WHERE kind = 'signing-key'")
+	in.open()
+	e, err := store.NewEvent(in.event(9))
+	if err == nil {
+		err = in.store.Commit(context.Background(), store.Batch{Events: []store.Event{e}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.signer.Sign(context.Background()); err == nil {
+		t.Error("a new key signed after checkpoints of another")
+	}
+	in.close()
+	wantProblem(t, in.verify(checkpoint.Options{}), checkpoint.Signature, 2, 2)
 }
 
 func TestAnEventThatWasChangedTogetherWithTheTreeIsBetweenTwoCheckpoints(t *testing.T) {

@@ -80,6 +80,14 @@ func Open(ctx context.Context, cfg Config) (*Signer, error) {
 	s := &Signer{cfg: cfg}
 	row, ok := cfg.Directory.SigningKeys.Get(KeyID)
 	if !ok {
+		extent, err := cfg.Store.Extent(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if extent.Size > 0 {
+			cfg.Log.Warn("the activity log has events and no key; a new one is made. Unless this is the first start of a version that has one, somebody took the old one away",
+				"events", extent.Size)
+		}
 		secret, public, err := note.GenerateKey(rand.Reader, originOf(cfg.Issuer))
 		if err != nil {
 			return nil, fmt.Errorf("make the key of the activity log: %w", err)

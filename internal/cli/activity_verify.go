@@ -196,8 +196,12 @@ func (s *session) verify(what string, items iter.Seq2[checkpoint.Item, error], o
 		fmt.Fprintf(s.out, "The newest %d events are in no checkpoint yet.\n", n)
 	}
 	if o.Trusted == nil {
-		fmt.Fprintln(s.out, "It was held against its own checkpoints only: an older copy of it would fit, too. Keep a checkpoint elsewhere\n"+
-			"with tabard activity checkpoint --file FILE, and give it with --checkpoint FILE.")
+		too := "an older copy would fit, too"
+		if o.Key == "" {
+			too = "an older copy would fit, too, or one with another key"
+		}
+		fmt.Fprintf(s.out, "It was held against its own checkpoints only: %s. Keep a checkpoint elsewhere with\n"+
+			"tabard activity checkpoint --file FILE, and give it with --checkpoint FILE and its key with --key.\n", too)
 	}
 	return nil
 }

@@ -129,6 +129,12 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.journal = journal.New(journal.Config{Store: s.store, Committed: metrics.committed})
 	names := crn.Names{CName: s.cfg.CName, CType: s.cfg.CType}
 
+	s.signer, err = checkpoint.Open(ctx, checkpoint.Config{
+		Store: s.store, Directory: s.directory, Sealer: sealer, Issuer: s.cfg.Issuer, Now: cfg.Now, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	operator, err := s.firstAccount(ctx, names, sealer)
 	if err != nil {
 		return nil, err
@@ -150,12 +156,6 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 
-	s.signer, err = checkpoint.Open(ctx, checkpoint.Config{
-		Store: s.store, Directory: s.directory, Sealer: sealer, Issuer: s.cfg.Issuer, Now: cfg.Now, Log: cfg.Log,
-	})
-	if err != nil {
-		return nil, err
-	}
 	s.usage, err = usage.Open(ctx, usage.Config{Directory: s.directory, Log: cfg.Log}, s.store)
 	if err != nil {
 		return nil, err

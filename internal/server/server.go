@@ -476,12 +476,12 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run} {
 		workers.Go(func() error { run(background); return nil })
 	}
-	if !s.cfg.Treeless {
-		workers.Go(func() error { s.signer.Run(background); return nil })
-	}
 	if s.host != nil {
 		workers.Go(func() error { return s.host.Run(background) })
 		workers.Go(func() error { s.metadata.Run(background); return nil })
+	}
+	if !s.cfg.Treeless {
+		workers.Go(func() error { s.signer.Run(background); return nil })
 	}
 	group.Go(func() error {
 		<-ctx.Done()

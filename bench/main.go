@@ -2,8 +2,11 @@
 // net/http handler that does only the same signature check and the same
 // signature, in the same run on the same machine, and prints the ratio.
 //
-// Both run as processes of their own and are loaded by the same clients in
-// turn, several rounds each, so that a drift of the machine's speed hits both.
+// With -tree it measures, beside them, the same server without the Merkle tree of
+// its activity log, and prints what the tree costs.
+//
+// All run as processes of their own and are loaded by the same clients in
+// turn, several rounds each, so that a drift of the machine's speed hits all.
 package main
 
 import (
@@ -54,6 +57,8 @@ func main() {
 	flag.DurationVar(&o.length, "length", 3*time.Second, "length of a round")
 	flag.StringVar(&o.clusterAlg, "cluster-alg", "RS256", "algorithm of the service-account tokens: RS256 (what kube-apiserver uses most) or ES256")
 	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the server to this `file`")
+	flag.BoolVar(&o.tree, "tree", false, "measure the server without the activity log's Merkle tree and checkpoints, too")
+	treeless := flag.Bool("treeless", false, "internal: play the server without the tree")
 	role := flag.String("role", "", "internal: what this process plays")
 	dir := flag.String("dir", "", "internal: data directory")
 	jwks := flag.String("jwks", "", "internal: key set of the cluster")
@@ -61,7 +66,7 @@ func main() {
 	var err error
 	switch *role {
 	case "tabard":
-		err = playTabard(*dir, o.profile)
+		err = playTabard(*dir, o.profile, *treeless)
 	case "bare":
 		err = playBare(*jwks)
 	default:
@@ -77,10 +82,11 @@ type options struct {
 	length          time.Duration
 	clusterAlg      string
 	profile         string
+	tree            bool
 }
 
 // playTabard runs the server as it ships: SQLite with full durability.
-func playTabard(dir, profile string) error {
+func playTabard(dir, profile string, treeless bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if profile != "" {
@@ -95,7 +101,7 @@ func playTabard(dir, profile string) error {
 		defer pprof.StopCPUProfile()
 	}
 	s, err := server.Open(ctx, server.Config{
-		DataDir: dir, Listen: []string{"127.0.0.1:0"}, Driver: server.DriverNone,
+		DataDir: dir, Listen: []string{"127.0.0.1:0"}, Driver: server.DriverNone, Treeless: treeless,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
@@ -164,6 +170,7 @@ type side struct {
 	cmd  *exec.Cmd
 
 	rates     []float64 // exchanges a second, one a round
+	exchanges int       // in all, with those of the first round
 	latencies []time.Duration
 }
 
@@ -196,6 +203,13 @@ func (s *side) stop() {
 	_ = s.cmd.Wait()
 }
 
+// cpu is the processor time of an exchange, once the process has ended; unlike
+// the rates it hardly depends on what else the machine does.
+func (s *side) cpu() time.Duration {
+	st := s.cmd.ProcessState
+	return ((st.UserTime() + st.SystemTime()) / time.Duration(max(s.exchanges, 1))).Round(time.Microsecond)
+}
+
 func measure(o options) (err error) {
 	dir, err := os.MkdirTemp("", "tabard-bench-")
 	if err != nil {
@@ -222,29 +236,52 @@ func measure(o options) (err error) {
 	}
 	fmt.Printf("%d clients, %d rounds of %s each, cluster tokens %s, access tokens ES256, durable audit on\n\n", o.clients, o.rounds, o.length, o.clusterAlg)
 	sides := []*side{tabard, bare}
+	var treeless *side
+	if o.tree {
+		data := filepath.Join(dir, "treeless")
+		if treeless, err = start("treeless", "-role", "tabard", "-treeless", "-dir", data); err != nil {
+			return err
+		}
+		defer treeless.stop()
+		if err := furnish(treeless.url, data, jwks); err != nil {
+			return err
+		}
+		sides = []*side{tabard, treeless, bare}
+	}
 	for round := range o.rounds + 1 {
+		slices.Reverse(sides) // so that none is always the one after another
 		for _, s := range sides {
 			rate, latencies, err := load(s.url, tokens, o)
 			if err != nil {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
+			s.exchanges += len(latencies)
 			if round > 0 { // the first one warms up
 				s.rates = append(s.rates, rate)
 				s.latencies = append(s.latencies, latencies...)
 			}
 		}
 	}
-	fmt.Printf("%-8s %14s %10s %10s\n", "", "exchanges/s", "p50", "p99")
+	fmt.Printf("%-8s %14s %10s %10s %14s\n", "", "exchanges/s", "p50", "p99", "CPU/exchange")
 	for _, s := range sides {
 		slices.Sort(s.latencies)
-		fmt.Printf("%-8s %14.0f %10s %10s\n", s.name, median(s.rates), quantile(s.latencies, .5), quantile(s.latencies, .99))
+		s.stop()
+		fmt.Printf("%-8s %14.0f %10s %10s %14s\n", s.name, median(s.rates), quantile(s.latencies, .5), quantile(s.latencies, .99), s.cpu())
 	}
-	ratios := make([]float64, len(tabard.rates))
-	for i := range ratios {
-		ratios[i] = tabard.rates[i] / bare.rates[i]
+	fmt.Println()
+	printRatio(tabard, bare)
+	if treeless != nil {
+		printRatio(tabard, treeless)
 	}
-	fmt.Printf("\nratio tabard/bare: median %.2f, from %.2f to %.2f\n", median(ratios), slices.Min(ratios), slices.Max(ratios))
 	return nil
+}
+
+func printRatio(a, b *side) {
+	ratios := make([]float64, len(a.rates))
+	for i := range ratios {
+		ratios[i] = a.rates[i] / b.rates[i]
+	}
+	fmt.Printf("ratio %s/%s: median %.3f, from %.3f to %.3f\n", a.name, b.name, median(ratios), slices.Min(ratios), slices.Max(ratios))
 }
 
 func median(v []float64) float64 {

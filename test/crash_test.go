@@ -64,6 +64,8 @@ func TestEveryTokenHasItsEventAfterAKill(t *testing.T) {
 		b.Kill()
 		close(stop)
 		workers.Wait()
+		// The events and the tree over them were cut off at the same place.
+		b.CLI("activity", "verify", "--data-dir", b.Dir)
 		b.Launch()
 	}
 	b.Login()

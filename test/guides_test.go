@@ -16,7 +16,7 @@ func TestTheGuidesCommandsDoWhatTheySay(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, file := range []string{
-		"docs/decisions.md", "docs/accounts.md", "docs/policies.md", "examples/documents/README.md",
+		"docs/decisions.md", "docs/accounts.md", "docs/policies.md", "docs/activity.md", "examples/documents/README.md",
 	} {
 		t.Run(file, func(t *testing.T) {
 			s := harness.Start(t, "--driver", "none")

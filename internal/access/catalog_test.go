@@ -194,6 +194,11 @@ func TestBuiltinRolesGrantTheDocumentedActions(t *testing.T) {
 			granted: []string{"Administrator"}, refused: []string{"Viewer", "Operator", "Editor"},
 		},
 		{
+			name:    "only Administrator reads the log of all accounts",
+			service: "activity", action: "activity.log.read",
+			granted: []string{"Administrator"}, refused: []string{"Viewer", "Operator", "Editor"},
+		},
+		{
 			name:    "Reader of Key Protect does not read key material",
 			service: "kms", action: "kms.secrets.read",
 			granted: []string{"ReaderPlus", "Writer", "Manager"}, refused: []string{"Reader", "KeyPurge", "Administrator"},

@@ -29,7 +29,7 @@ var layers = []struct {
 		"internal/store", "internal/directory", "internal/journal", "internal/token", "internal/attest",
 		"internal/usage", "internal/kube",
 	}},
-	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention", "internal/placement"}},
+	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention", "internal/placement", "internal/checkpoint"}},
 	{"edges", []string{
 		"internal/api", "internal/metadata", "internal/host", "internal/webhook", "internal/binding", "internal/server", "internal/cli", "internal/demo", "cmd", "authz", "examples",
 	}},

@@ -1,7 +1,8 @@
 // Package cli is the command line client: the words of the ibmcloud command for
 // trusted profiles, access and virtual servers, and a few of our own
 // (reference/instance-metadata-and-vpc.md section 4). It speaks to a server over
-// HTTP only and knows nothing of how one works inside.
+// HTTP only and knows nothing of how one works inside, but for the verification
+// of an activity log that no server has open.
 package cli
 
 import (

@@ -74,6 +74,18 @@ type rawBody struct {
 // do sends a request and decodes the answer into into, unless that is nil. An
 // answer that is not 2xx is an *apiError.
 func (c *client) do(ctx context.Context, r request, into any) (http.Header, error) {
+	header, answer, err := c.raw(ctx, r)
+	if err != nil || into == nil || len(bytes.TrimSpace(answer)) == 0 {
+		return header, err
+	}
+	if err := json.Unmarshal(answer, into); err != nil {
+		return nil, fmt.Errorf("the server's answer to %s %s is not what was expected; is %s a Tabard server? %w", r.method, r.path, c.base, err)
+	}
+	return header, nil
+}
+
+// raw is do for an answer that is taken as it is.
+func (c *client) raw(ctx context.Context, r request) (http.Header, []byte, error) {
 	var body io.Reader
 	contentType := ""
 	switch b := r.body.(type) {
@@ -85,7 +97,7 @@ func (c *client) do(ctx context.Context, r request, into any) (http.Header, erro
 	default:
 		encoded, err := json.Marshal(b)
 		if err != nil {
-			return nil, fmt.Errorf("encode the request: %w", err)
+			return nil, nil, fmt.Errorf("encode the request: %w", err)
 		}
 		body, contentType = bytes.NewReader(encoded), "application/json"
 	}
@@ -95,7 +107,7 @@ func (c *client) do(ctx context.Context, r request, into any) (http.Header, erro
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, target, body)
 	if err != nil {
-		return nil, fmt.Errorf("build the request: %w", err)
+		return nil, nil, fmt.Errorf("build the request: %w", err)
 	}
 	transaction := transactionID()
 	c.transaction = transaction
@@ -120,29 +132,23 @@ func (c *client) do(ctx context.Context, r request, into any) (http.Header, erro
 	}
 	res, err := sender.Do(req)
 	if err != nil {
-		return nil, c.unreached(ctx, err)
+		return nil, nil, c.unreached(ctx, err)
 	}
 	defer res.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if errors.Is(ctx.Err(), context.Canceled) {
-		return nil, errInterrupted
+		return nil, nil, errInterrupted
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the server's answer: %w", cause(err))
+		return nil, nil, fmt.Errorf("read the server's answer: %w", cause(err))
 	}
 	if len(answer) > maxAnswer {
-		return nil, fmt.Errorf("the server's answer is larger than %d bytes", maxAnswer)
+		return nil, nil, fmt.Errorf("the server's answer is larger than %d bytes", maxAnswer)
 	}
 	if res.StatusCode < 200 || res.StatusCode > 299 {
-		return nil, refusal(res, answer, transaction)
+		return nil, nil, refusal(res, answer, transaction)
 	}
-	if into == nil || len(bytes.TrimSpace(answer)) == 0 {
-		return res.Header, nil
-	}
-	if err := json.Unmarshal(answer, into); err != nil {
-		return nil, fmt.Errorf("the server's answer to %s %s is not what was expected; is %s a Tabard server? %w", r.method, r.path, c.base, err)
-	}
-	return res.Header, nil
+	return res.Header, answer, nil
 }
 
 // unreached says why there is no answer.

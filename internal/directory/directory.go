@@ -179,12 +179,12 @@ type Directory struct {
 type SigningKey struct {
 	object.Meta
 	ID        string    `json:"id"`   // the key id in tokens
-	Use       string    `json:"use"`  // who signs with it: "access-token" or "host/<id>"
-	Alg       string    `json:"alg"`  // ES256 or RS256
+	Use       string    `json:"use"`  // who signs with it: "access-token", "host/<id>" or "activity-log"
+	Alg       string    `json:"alg"`  // ES256, RS256, or Ed25519 for the activity log
 	NotBefore time.Time `json:"nbf"`  // published from creation on, signs from here on
 	Until     time.Time `json:"naf"`  // signs until here
-	Sealed    []byte    `json:"priv"` // PKCS #8, see token.Sealer
-	Public    []byte    `json:"pub"`  // PKIX
+	Sealed    []byte    `json:"priv"` // PKCS #8, see token.Sealer; that of the activity log in the form of a note's key
+	Public    []byte    `json:"pub"`  // PKIX, or in the form of a note's key
 }
 
 // Key joins the parts of a composite index key. The separator cannot occur in

@@ -380,6 +380,11 @@ var walk = map[string][]call{
 
 	"GET /v1/events": {{target: "/v1/events"}},
 	"GET /v1/events/{correlation_id}/explanation": {{target: "/v1/events/$transaction/explanation"}},
+	"GET /v1/events/checkpoint":                   {{target: "/v1/events/checkpoint"}},
+	"GET /v1/events/checkpoint/key":               {{target: "/v1/events/checkpoint/key"}},
+	"GET /v1/events/{position}/proof":             {{target: "/v1/events/$event_position/proof"}},
+	"GET /v1/events/consistency":                  {{target: "/v1/events/consistency?from=1"}},
+	"GET /v1/events/log":                          {{target: "/v1/events/log?limit=2"}},
 
 	// Virtual servers.
 	"GET /v1/images":                            {{target: "/v1/images" + vpcVersion, shows: "$image"}},

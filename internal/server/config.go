@@ -45,6 +45,10 @@ type Config struct {
 
 	Driver string // of instances: auto, netns, local or none
 
+	// Treeless leaves out the Merkle tree of the activity log and its
+	// checkpoints, for a benchmark of what they cost. No setting reaches it.
+	Treeless bool
+
 	Now func() time.Time
 	Log *slog.Logger
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -85,6 +86,9 @@ var (
 
 // unknown returns an id of the same form that nothing has.
 func unknown(value string) string {
+	if _, err := strconv.Atoi(value); err == nil {
+		return value + "000000" // a place in the log that nothing has reached
+	}
 	out := idOf.ReplaceAllStringFunc(value, func(id string) string {
 		if id == "papers" || id == "scroll" {
 			return "parchm"

@@ -26,6 +26,7 @@ import (
 	"tabard.dev/tabard/internal/api/vpcapi"
 	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/bootstrap"
+	"tabard.dev/tabard/internal/checkpoint"
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
@@ -50,6 +51,7 @@ type Server struct {
 	store      store.Store
 	directory  *directory.Directory
 	journal    *journal.Journal
+	signer     *checkpoint.Signer
 	keys       *token.KeyRing
 	hostKeys   *token.KeyRing
 	host       *host.Controller // nil without a driver
@@ -104,7 +106,11 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	opened, err := sqlite.Open(ctx, filepath.Join(cfg.DataDir, "tabard.db"))
+	openStore := sqlite.Open
+	if cfg.Treeless {
+		openStore = sqlite.OpenTreeless
+	}
+	opened, err := openStore(ctx, filepath.Join(cfg.DataDir, "tabard.db"))
 	if err != nil {
 		return nil, err
 	}
@@ -124,6 +130,12 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.journal = journal.New(journal.Config{Store: s.store, Committed: metrics.committed})
 	names := crn.Names{CName: s.cfg.CName, CType: s.cfg.CType}
 
+	s.signer, err = checkpoint.Open(ctx, checkpoint.Config{
+		Store: s.store, Directory: s.directory, Sealer: sealer, Issuer: s.cfg.Issuer, Now: cfg.Now, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	operator, err := s.firstAccount(ctx, names, sealer)
 	if err != nil {
 		return nil, err
@@ -472,6 +484,9 @@ func (s *Server) Run(ctx context.Context) error {
 		workers.Go(func() error { return s.host.Run(background) })
 		workers.Go(func() error { s.metadata.Run(background); return nil })
 	}
+	if !s.cfg.Treeless {
+		workers.Go(func() error { s.signer.Run(background); return nil })
+	}
 	group.Go(func() error {
 		<-ctx.Done()
 		s.draining.Store(true)
@@ -523,6 +538,13 @@ func (s *Server) Close() error {
 	}
 	if s.journal != nil {
 		s.journal.Close()
+	}
+	if s.signer != nil && s.store != nil && !s.cfg.Treeless {
+		// Nothing comes after it. Without it the events since the last one are
+		// in no checkpoint until the next start.
+		if err := s.signer.Sign(context.Background()); err != nil {
+			s.cfg.Log.Error("no last checkpoint of the activity log was signed; see: tabard activity verify", "error", err)
+		}
 	}
 	if s.store != nil {
 		errs = append(errs, s.store.Close())

@@ -369,6 +369,9 @@ func TestAServerServesAndStopsCleanly(t *testing.T) {
 	urls := []string{s.URL(), "http://" + s.listeners[1].Addr().String()}
 	stop := run(t, s)
 	client := &http.Client{Transport: &http.Transport{}}
+	for status := 0; status != 200; {
+		status, _, _ = get(t, client, s.URL()+"/readyz") // not before the instances of this machine run
+	}
 	for _, base := range urls {
 		for path, want := range map[string]string{
 			"/healthz": "alive\n", "/readyz": "serving\n",

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -339,10 +340,19 @@ func (in *installation) build(dir string) (err error) {
 	operator.call("DELETE", "/v1/accounts/$closed", "")
 	in.other["host"], in.other["host_revoked"] = unknown(in.home["host"]), unknown(in.home["host_revoked"])
 	in.other["operated"], in.other["closed"] = in.home["account"], in.home["closed"]
+	operator.positions()
+	other.positions()
 	if logged := log.take(); len(logged) > 0 {
 		return fmt.Errorf("the server logs %q", logged)
 	}
 	return s.Close()
+}
+
+// positions names the place of the account's newest event in the log.
+func (b *builder) positions() {
+	transaction := b.v["transaction"] // of a change; a list leaves no event
+	at := b.call("GET", "/v1/events?limit=1", "")["positions"].([]any)[0].(float64)
+	b.v["transaction"], b.v["event_position"] = transaction, strconv.FormatInt(int64(at), 10)
 }
 
 type buildError struct{ error }

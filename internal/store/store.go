@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"tabard.dev/tabard/internal/activity"
 )
 
@@ -31,8 +33,87 @@ type Store interface {
 	// Events returns the events that a query asks for, newest first.
 	Events(ctx context.Context, q Query) ([]StoredEvent, error)
 
+	Log
+
 	// Close releases the store. Commits under way finish first.
 	Close() error
+}
+
+// Log is the activity log as one sequence. Events have indexes from 0 in the
+// order of their commits; the hashes of a Merkle tree over their documents are
+// made durable together with them.
+type Log interface {
+	tlog.HashReader // of the tree's stored hashes; an error for those of dropped events
+
+	// Extent returns what the log has.
+	Extent(ctx context.Context) (Extent, error)
+
+	// Entries returns events in the order of the log, from an index on, limit
+	// at most. Indexes of dropped events are passed over. Events that share an
+	// index, which only a changed log has, come together, beyond the limit if
+	// need be.
+	Entries(ctx context.Context, from int64, limit int) ([]Entry, error)
+
+	// Grown returns a channel that is closed when a commit has brought events.
+	// Who follows the log gets it before he reads, so that he misses none.
+	Grown() <-chan struct{}
+
+	// Days returns the days that there are events of, oldest first.
+	Days(ctx context.Context) ([]DayInfo, error)
+
+	// DropDay removes the events of a day, together with a batch that records
+	// it. The hashes that later proofs need stay.
+	DropDay(ctx context.Context, day int, b Batch) error
+
+	// Dropped returns the days that were dropped, oldest first.
+	Dropped(ctx context.Context) ([]DroppedDay, error)
+
+	// KeepCheckpoint makes a signed checkpoint durable; Checkpoints returns the
+	// newest ones first, those of trees of at least and at most a size.
+	KeepCheckpoint(ctx context.Context, c Checkpoint) error
+	Checkpoints(ctx context.Context, atLeast, atMost int64, limit int) ([]Checkpoint, error)
+
+	// ThinCheckpoints removes checkpoints made before a time, but for the last
+	// one of each period.
+	ThinCheckpoints(ctx context.Context, before time.Time, period time.Duration) error
+}
+
+// Extent is what a log has: Size events were ever committed, and those from
+// index First on are there, but for some of days that were dropped.
+type Extent struct {
+	First, Size int64
+	Bytes       int64 // that the whole store takes on disk
+}
+
+// Entry is an event with its place in the log.
+type Entry struct {
+	Index int64
+	Day   int
+	Event
+}
+
+// DayInfo is what is there of a UTC day.
+type DayInfo struct {
+	Day         int // yyyymmdd
+	First, Last int64
+	Events      int64
+}
+
+// DroppedDay is a day that was removed as a whole. Left is the index of the
+// first event that was left then, or the log's size if none was; Holes are the
+// indexes of the day's events that lie after it.
+type DroppedDay struct {
+	DayInfo
+	At    time.Time
+	Left  int64
+	Holes []int64
+}
+
+// Checkpoint is a signed statement of the tree's size and root hash.
+type Checkpoint struct {
+	Size int64
+	Time time.Time
+	Note []byte // golang.org/x/mod/sumdb/note
 }
 
 // Record is an object as it is kept.
@@ -71,6 +152,10 @@ type Event struct {
 	CorrelationID string
 	Action        string
 	Outcome       string
+	Severity      string
+	Initiator     string // ids of the initiator,
+	Authn         string // of the identity that put the initiator's profile on,
+	Target        string // and of the target
 
 	// Changed is the CRN of the object that was changed together with the
 	// event, or "" for an event that records no change.
@@ -89,7 +174,8 @@ func NewEvent(e *activity.Event) (Event, error) {
 	}
 	return Event{
 		Time: e.Time.Time, AccountID: e.AccountID, CorrelationID: e.CorrelationID,
-		Action: e.Action, Outcome: e.Outcome, Doc: bytes.TrimSuffix(buf.Bytes(), []byte("\n")),
+		Action: e.Action, Outcome: e.Outcome, Severity: e.Severity,
+		Initiator: e.Initiator.ID, Authn: e.Initiator.AuthnID, Target: e.Target.ID, Doc: bytes.TrimSuffix(buf.Bytes(), []byte("\n")),
 	}, nil
 }
 
@@ -116,8 +202,8 @@ type Query struct {
 	Limit         int // at least 1
 }
 
-// Position is an event's place in the log: its UTC day as yyyymmdd and its
-// number within the day. Positions grow in the order of commits within a day.
+// Position is an event's place in the log: its UTC day as yyyymmdd, and its
+// index in the whole log plus one.
 type Position struct {
 	Day int
 	Seq int64

@@ -17,6 +17,7 @@ import (
 
 	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/api"
+	"tabard.dev/tabard/internal/checkpoint"
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/store"
 )
@@ -31,17 +32,28 @@ const (
 
 // Reader is the part of a store that the API needs.
 type Reader interface {
+	checkpoint.Source
 	Events(ctx context.Context, q store.Query) ([]store.StoredEvent, error)
 }
 
-type family struct{ log Reader }
+// Signer is who signs the log's checkpoints.
+type Signer interface {
+	Key() string
+	Newest() (store.Checkpoint, bool)
+}
+
+type family struct {
+	log    Reader
+	signer Signer
+}
 
 // Register adds the family's routes.
-func Register(mux *http.ServeMux, cfg *api.Config, log Reader) {
+func Register(mux *http.ServeMux, cfg *api.Config, log Reader, signer Signer) {
 	f := &api.Family{Config: cfg, Mux: mux, Service: "Activity Log", Shape: api.PlainShape}
-	h := family{log: log}
+	h := family{log: log, signer: signer}
 	api.Read(f, "GET /v1/events", actionRead, loadQuery, h.list)
 	api.Read(f, "GET /v1/events/{correlation_id}/explanation", actionRead, loadTransaction, h.explain)
+	h.registerProofs(f)
 }
 
 // target is the account's log as a whole: a policy cannot show part of it.
@@ -169,10 +181,11 @@ func (h family) list(c *api.Call, p page) (api.Reply, error) {
 		Start string `json:"start"`
 	}
 	answer := struct {
-		Limit  int               `json:"limit"`
-		Events []json.RawMessage `json:"events"`
-		Next   *next             `json:"next,omitempty"`
-	}{Limit: p.limit, Events: []json.RawMessage{}}
+		Limit     int               `json:"limit"`
+		Events    []json.RawMessage `json:"events"`
+		Positions []int64           `json:"positions"` // of the events in the log of all accounts
+		Next      *next             `json:"next,omitempty"`
+	}{Limit: p.limit, Events: []json.RawMessage{}, Positions: []int64{}}
 	if len(stored) > p.limit {
 		stored = stored[:p.limit]
 		last := stored[p.limit-1].Position.String()
@@ -180,6 +193,7 @@ func (h family) list(c *api.Call, p page) (api.Reply, error) {
 	}
 	for _, e := range stored {
 		answer.Events = append(answer.Events, e.Doc)
+		answer.Positions = append(answer.Positions, e.Position.Seq-1)
 	}
 	return api.Reply{Body: answer}, nil
 }

@@ -27,7 +27,7 @@ var noon = time.Date(2150, 7, 15, 12, 0, 0, 0, time.UTC)
 func start(t *testing.T) *apitest.Env {
 	e := apitest.New(t)
 	e.Config.Now = func() time.Time { return noon }
-	activityapi.Register(e.Mux, e.Config, e.Store)
+	activityapi.Register(e.Mux, e.Config, e.Store, e.Signer)
 	return e
 }
 

@@ -21,6 +21,7 @@ import (
 	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/bootstrap"
+	"tabard.dev/tabard/internal/checkpoint"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/fault"
@@ -39,6 +40,7 @@ type Env struct {
 	Store  store.Store
 	Sealer *token.Sealer
 	Usage  *usage.Tracker
+	Signer *checkpoint.Signer // signs when it is told to
 
 	Owner bootstrap.Owner // of the account that most tests act in
 	Other bootstrap.Owner // of the other one
@@ -71,6 +73,10 @@ func New(t testing.TB) *Env {
 		}))
 	}
 	e.Usage, err = usage.Open(ctx, usage.Config{Directory: d, Log: slog.New(slog.DiscardHandler)}, s)
+	must(t, err)
+	e.Signer, err = checkpoint.Open(ctx, checkpoint.Config{
+		Store: s, Directory: d, Sealer: sealer, Issuer: "http://tabard.test/identity", Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	})
 	must(t, err)
 	e.Config = &api.Config{
 		Directory: d, Auth: bearer{}, Journal: j, Names: crn.DefaultNames, URL: "http://tabard.test",

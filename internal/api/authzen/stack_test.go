@@ -77,7 +77,7 @@ func start(t testing.TB) *stack {
 	s.Config.Auth = both{s.Config.Auth, s.grants}
 	s.register(s.Owner.AccountID)
 	authzen.Register(s.Mux, s.Config, s.grants)
-	activityapi.Register(s.Mux, s.Config, s.Store)
+	activityapi.Register(s.Mux, s.Config, s.Store, s.Signer)
 	s.asker = s.serviceID(s.Owner.AccountID)
 	s.Grant(s.asker, "documents", access.DecisionPoint)
 	return s

@@ -19,6 +19,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"tabard.dev/tabard/internal/store"
+	"tabard.dev/tabard/internal/store/merkle"
 )
 
 // Store is a [store.Store] in an SQLite file. One connection writes; readers
@@ -28,6 +29,14 @@ type Store struct {
 	write   *sql.DB
 	read    *sql.DB
 	inserts map[int]*dayInserts
+	grow    *sql.Stmt   // appends to the tree
+	edge    merkle.Edge // of the tree over the committed events; guarded by mu
+
+	treeless bool  // appends events and no tree; only on a store that has no events yet
+	appended int64 // by a treeless store
+
+	growth sync.Mutex
+	grown  chan struct{} // closed and replaced when a commit has brought events
 }
 
 // dayInserts are the prepared statements that append events to one day.
@@ -37,8 +46,10 @@ type dayInserts struct {
 }
 
 const (
+	rowWidth   = 12
 	manyRows   = 16
-	rowPattern = "(?, ?, ?, ?, ?, ?, ?)"
+	rowPattern = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+	rowColumns = "seq, time, account, correlation, action, outcome, severity, initiator, authn, target, doc, changed"
 )
 
 func (d *dayInserts) close() error { return errors.Join(d.one.Close(), d.many.Close()) }
@@ -58,10 +69,33 @@ CREATE TABLE IF NOT EXISTS unique_keys (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS unique_keys_object ON unique_keys (kind, id);
 CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL);
-INSERT INTO schema_version SELECT 2 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
+CREATE TABLE IF NOT EXISTS merkle (
+	first  INTEGER PRIMARY KEY,
+	size   INTEGER NOT NULL,
+	hashes BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS merkle_edge (
+	position INTEGER PRIMARY KEY,
+	hash     BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS dropped_days (
+	day   INTEGER PRIMARY KEY,
+	first INTEGER NOT NULL,
+	last  INTEGER NOT NULL,
+	count INTEGER NOT NULL,
+	at    INTEGER NOT NULL,
+	rest  INTEGER NOT NULL,
+	holes TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS checkpoints (
+	size INTEGER PRIMARY KEY,
+	time INTEGER NOT NULL,
+	note BLOB NOT NULL
+);
+INSERT INTO schema_version SELECT 3 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
 `
 
-const version = 2
+const version = 3
 
 // Open opens the store in a file, which it makes if there is none.
 func Open(ctx context.Context, file string) (*Store, error) {
@@ -78,19 +112,70 @@ func Open(ctx context.Context, file string) (*Store, error) {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}
 	write.SetMaxOpenConns(1)
-	s := &Store{write: write, inserts: map[int]*dayInserts{}}
+	s := &Store{write: write, inserts: map[int]*dayInserts{}, grown: make(chan struct{})}
 	if err := s.prepare(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
+	}
+	if s.grow, err = write.PrepareContext(ctx, growRow); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
 	if s.read, err = sql.Open("sqlite", dsn(file, "query_only(1)")); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
 	s.read.SetMaxOpenConns(4)
+	if err := s.openTree(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), s.Close())
+	}
 	return s, nil
 }
 
+// OpenTreeless opens a new store whose activity log has no tree, which measures
+// what the tree costs. It cannot be opened again.
+func OpenTreeless(ctx context.Context, file string) (*Store, error) {
+	s, err := Open(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	if s.edge.Size() != 0 {
+		return nil, errors.Join(fmt.Errorf("open %s without a tree: it has one", file), s.Close())
+	}
+	s.treeless = true
+	return s, nil
+}
+
+// OpenReadOnly opens the store in a file that no other process has open, to
+// read it as it is: nothing in it is changed, brought up to date or held
+// against its tree. Whatever would write fails.
+func OpenReadOnly(ctx context.Context, file string) (*Store, error) {
+	v := url.Values{"_pragma": {"busy_timeout(5000)", "query_only(1)"}, "mode": {"ro"}}
+	// Without a write-ahead log to read there is nothing to share, and SQLite
+	// need not make the file that it would share it by.
+	if info, err := os.Stat(file + "-wal"); errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 {
+		v.Set("immutable", "1")
+	}
+	if _, err := os.Stat(file); err != nil {
+		return nil, fmt.Errorf("open %s: %w", file, err)
+	}
+	db, err := sql.Open("sqlite", fileURL(file, v))
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", file, err)
+	}
+	var found int
+	err = db.QueryRowContext(ctx, "SELECT version FROM schema_version").Scan(&found)
+	if err == nil && found != version {
+		err = fmt.Errorf("it has schema version %d, this program reads version %d: a server that starts on it brings it up to date", found, version)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), db.Close())
+	}
+	return &Store{write: db, read: db, grown: make(chan struct{})}, nil
+}
+
 func dsn(file string, pragmas ...string) string {
-	v := url.Values{"_pragma": append([]string{"busy_timeout(5000)", "journal_mode(WAL)"}, pragmas...), "_txlock": {"immediate"}}
+	return fileURL(file, url.Values{"_pragma": append([]string{"busy_timeout(5000)", "journal_mode(WAL)"}, pragmas...), "_txlock": {"immediate"}})
+}
+
+func fileURL(file string, v url.Values) string {
 	return (&url.URL{Scheme: "file", Opaque: url.PathEscape(file), RawQuery: v.Encode()}).String()
 }
 
@@ -107,6 +192,12 @@ func (s *Store) prepare(ctx context.Context) error {
 			return fmt.Errorf("bring the file from schema version 1 to 2: %w", err)
 		}
 		v = 2
+	}
+	if v == 2 {
+		if err := s.growTree(ctx); err != nil {
+			return fmt.Errorf("bring the file from schema version 2 to 3: %w", err)
+		}
+		v = 3
 	}
 	if v != version {
 		return fmt.Errorf("the file has schema version %d, this program knows version %d", v, version)
@@ -200,13 +291,34 @@ func (s *Store) Commit(ctx context.Context, b store.Batch) (err error) {
 			return err
 		}
 	}
-	if err := s.insert(ctx, tx, b.Events); err != nil {
+	edge, err := s.append(ctx, tx, b.Events)
+	if err != nil {
 		return fmt.Errorf("append events: %w", err)
 	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	s.keepEdge(edge)
 	return nil
+}
+
+// append writes events and the hashes of the tree over them. The edge that it
+// returns counts once the transaction has been committed.
+func (s *Store) append(ctx context.Context, tx *sql.Tx, events []store.Event) (merkle.Edge, error) {
+	if len(events) == 0 {
+		return s.edge, nil
+	}
+	if s.treeless {
+		err := s.insert(ctx, tx, s.appended, events)
+		s.appended += int64(len(events)) // numbers of a batch that fails are left out
+		return s.edge, err
+	}
+	if err := s.insert(ctx, tx, s.edge.Size(), events); err != nil {
+		return s.edge, err
+	}
+	edge, row := growEdge(s.edge, events)
+	_, err := tx.StmtContext(ctx, s.grow).ExecContext(ctx, row...)
+	return edge, err
 }
 
 func put(ctx context.Context, tx *sql.Tx, p store.Put) error {
@@ -267,6 +379,27 @@ func isConstraint(err error) bool {
 	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT
 }
 
+// dayTable makes the table of a day's events, if there is none. The sequence
+// number is the event's index in the whole log plus one.
+func dayTable(day int) string {
+	return fmt.Sprintf(`
+		CREATE TABLE IF NOT EXISTS events_%[1]d (
+			seq         INTEGER PRIMARY KEY,
+			time        INTEGER NOT NULL,
+			account     TEXT NOT NULL,
+			correlation TEXT NOT NULL,
+			action      TEXT NOT NULL,
+			outcome     TEXT NOT NULL,
+			severity    TEXT NOT NULL,
+			initiator   TEXT NOT NULL,
+			authn       TEXT NOT NULL,
+			target      TEXT NOT NULL,
+			doc         BLOB NOT NULL,
+			changed     TEXT
+		);
+		CREATE INDEX IF NOT EXISTS events_%[1]d_correlation ON events_%[1]d (correlation);`, day) + changedIndex(day)
+}
+
 // openDays makes sure that the tables of the events' days exist.
 func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 	for _, e := range events {
@@ -274,18 +407,7 @@ func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 		if s.inserts[day] != nil {
 			continue
 		}
-		if _, err := s.write.ExecContext(ctx, fmt.Sprintf(`
-			CREATE TABLE IF NOT EXISTS events_%[1]d (
-				seq         INTEGER PRIMARY KEY,
-				time        INTEGER NOT NULL,
-				account     TEXT NOT NULL,
-				correlation TEXT NOT NULL,
-				action      TEXT NOT NULL,
-				outcome     TEXT NOT NULL,
-				doc         BLOB NOT NULL,
-				changed     TEXT
-			);
-			CREATE INDEX IF NOT EXISTS events_%[1]d_correlation ON events_%[1]d (correlation);`, day)+changedIndex(day)); err != nil {
+		if _, err := s.write.ExecContext(ctx, dayTable(day)); err != nil {
 			return err
 		}
 		d, err := s.prepareDay(ctx, day)
@@ -298,7 +420,7 @@ func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 }
 
 func (s *Store) prepareDay(ctx context.Context, day int) (*dayInserts, error) {
-	into := fmt.Sprintf("INSERT INTO events_%d (time, account, correlation, action, outcome, doc, changed) VALUES ", day)
+	into := fmt.Sprintf("INSERT INTO events_%d ("+rowColumns+") VALUES ", day)
 	one, err := s.write.PrepareContext(ctx, into+rowPattern)
 	if err != nil {
 		return nil, err
@@ -335,9 +457,9 @@ func (s *Store) closeDays(events []store.Event) error {
 	return nil
 }
 
-// insert appends events in their order, as many of one day at a time as there
-// are.
-func (s *Store) insert(ctx context.Context, tx *sql.Tx, events []store.Event) error {
+// insert writes events in their order, the first one at an index, as many of
+// one day at a time as there are.
+func (s *Store) insert(ctx context.Context, tx *sql.Tx, index int64, events []store.Event) error {
 	for len(events) > 0 {
 		day := store.Day(events[0].Time)
 		same := 1
@@ -348,10 +470,10 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, events []store.Event) er
 		if same == manyRows {
 			stmt, n = s.inserts[day].many, manyRows
 		}
-		args := make([]any, 0, n*7)
+		args := make([]any, 0, n*rowWidth)
 		for _, e := range events[:n] {
-			args = append(args, e.Time.UnixNano(), e.AccountID, e.CorrelationID, e.Action, e.Outcome, e.Doc,
-				sql.NullString{String: e.Changed, Valid: e.Changed != ""})
+			index++
+			args = append(args, row(index, e)...)
 		}
 		if _, err := tx.StmtContext(ctx, stmt).ExecContext(ctx, args...); err != nil {
 			return err
@@ -359,6 +481,14 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, events []store.Event) er
 		events = events[n:]
 	}
 	return nil
+}
+
+// row returns the values of an event's row.
+func row(seq int64, e store.Event) []any {
+	return []any{
+		seq, e.Time.UnixNano(), e.AccountID, e.CorrelationID, e.Action, e.Outcome, e.Severity, e.Initiator, e.Authn, e.Target, e.Doc,
+		sql.NullString{String: e.Changed, Valid: e.Changed != ""},
+	}
 }
 
 // Events implements [store.Store]. It walks the days from the newest one back

@@ -74,6 +74,13 @@ func Run(t *testing.T, fresh func(t *testing.T) Open) {
 		{"events of all accounts", eventsOfAllAccounts},
 		{"an event has its exact time", eventTimeExact},
 
+		{"the log is one sequence with a tree over it", logIsASequence},
+		{"a failed batch leaves nothing in the log", logOfAFailedBatch},
+		{"whoever follows the log is told that it has grown", logGrows},
+		{"a day is dropped as a whole, and what is left can be proved", logDropsADay},
+		{"checkpoints are kept", logKeepsCheckpoints},
+		{"the log thins its checkpoints out", logThinsCheckpointsOut},
+
 		{"one of many concurrent creations wins", concurrentCreate},
 		{"one of many concurrent claims of a unique key wins", concurrentUnique},
 		{"no concurrent increment is lost", concurrentIncrements},

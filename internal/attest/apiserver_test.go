@@ -189,7 +189,7 @@ func TestTheCredentialStandsInNoError(t *testing.T) {
 			p.Reviewer = &attest.Reviewer{Opener: sealer, Now: p.clock.Now}
 			s.set(func(s *apiServer) { s.answer = echo(status) })
 			raw := p.token(t, nil)
-			proofs, err := p.Verify(ctx, raw)
+			proofs, _, err := p.Verify(ctx, raw)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -333,7 +333,7 @@ func TestTokensOfOneSourceAreNothingToTheOther(t *testing.T) {
 	if _, _, err := s.Verify(p.token(t, nil)); err == nil {
 		t.Error("a service-account token passed for an identity token")
 	}
-	if proofs, err := p.Verify(ctx, s.token(t, "k1", nil)); err == nil {
+	if proofs, _, err := p.Verify(ctx, s.token(t, "k1", nil)); err == nil {
 		t.Errorf("an identity token passed for a service-account token: %v", proofs)
 	}
 }

@@ -22,7 +22,8 @@ import (
 // it was sent.
 type apiServer struct {
 	*httptest.Server
-	ca string
+	ca     string
+	before func() // each request; nil does nothing
 
 	mu         sync.Mutex
 	credential string   // that it takes
@@ -44,6 +45,9 @@ func newAPIServer(t *testing.T, credential string, keys json.RawMessage) *apiSer
 }
 
 func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
+	if s.before != nil {
+		s.before()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	given := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")

@@ -38,9 +38,10 @@ const service = "containers-kubernetes"
 
 // Bounds on a registration beyond those of [cluster.Cluster.Validate].
 const (
-	maxName   = 100      // characters
-	maxIssuer = 1024     // characters
-	maxToken  = 16 << 10 // bytes of an API server's bearer token, or of a test token
+	maxClusters = 10_000   // of an account
+	maxName     = 100      // characters
+	maxIssuer   = 1024     // characters
+	maxToken    = 16 << 10 // bytes of an API server's bearer token, or of a test token
 )
 
 // Actions. A registration's keys and its place in groups are changed with
@@ -246,7 +247,7 @@ func (h family) prepareCreate(c *api.Call, b *registration) error {
 	if err := joinGroups(c, k, b.Groups); err != nil {
 		return err
 	}
-	if err := issuerFree(c, k); err != nil {
+	if err := room(c, k); err != nil {
 		return err
 	}
 	b.cluster = k
@@ -377,6 +378,21 @@ func newID() string {
 	return string(id)
 }
 
+// room refuses one cluster too many, and one whose tokens would be evidence of
+// something else in the account, too.
+func room(c *api.Call, k *cluster.Cluster) error {
+	if c.Directory.ClustersByAccount.Len(c.Account()) >= maxClusters {
+		return fault.New(fault.Conflict, "limit_exceeded", "The account has %d clusters, which is the limit.", maxClusters)
+	}
+	for _, i := range c.Directory.WorkloadIssuersOf(k.Issuer) {
+		if i.AccountID == c.Account() {
+			return fault.New(fault.Conflict, "issuer_taken",
+				"The issuer %q is already registered, as workload issuer %q, so that the claims of its tokens are those of that mapping. Delete it before you register the cluster.", k.Issuer, i.Name)
+		}
+	}
+	return issuerFree(c, k)
+}
+
 // issuerFree refuses a cluster that would claim the same tokens as another of
 // the account. Clusters with one issuer are told apart by their keys, when these
 // were uploaded or come from their API servers.
@@ -410,7 +426,7 @@ func load(c *api.Call, b *registration) (*cluster.Cluster, api.Target, error) {
 	if err := joinGroups(c, k, b.Groups); err != nil {
 		return nil, target, err
 	}
-	return k, target, issuerFree(c, k)
+	return k, target, room(c, k)
 }
 
 func create(c *api.Call, tx *directory.Tx, b *registration, k *cluster.Cluster) (api.Reply, api.Target, error) {

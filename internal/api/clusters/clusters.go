@@ -34,7 +34,10 @@ import (
 	"tabard.dev/tabard/internal/token"
 )
 
-const service = "containers-kubernetes"
+const (
+	service = "containers-kubernetes"
+	typeURI = "containers-kubernetes/cluster"
+)
 
 // Bounds on a registration beyond those of [cluster.Cluster.Validate].
 const (
@@ -177,7 +180,7 @@ func resourceOf(c *api.Call, k *cluster.Cluster) map[string]string {
 }
 
 func targetOf(c *api.Call, k *cluster.Cluster) api.Target {
-	return api.Target{Resource: resourceOf(c, k), CRN: k.CRN, Name: k.Name, TypeURI: "containers-kubernetes/cluster"}
+	return api.Target{Resource: resourceOf(c, k), CRN: k.CRN, Name: k.Name, TypeURI: typeURI}
 }
 
 func list(c *api.Call, may func(map[string]string) bool) (api.Reply, error) {
@@ -207,7 +210,7 @@ func findBy(c *api.Call, ref string) (*cluster.Cluster, api.Target, error) {
 			return k, targetOf(c, k), nil
 		}
 	}
-	return nil, api.Target{}, api.NotFound("cluster", ref)
+	return nil, api.Target{TypeURI: typeURI}, api.NotFound("cluster", ref)
 }
 
 func show(c *api.Call, k *cluster.Cluster) (api.Reply, error) {
@@ -237,10 +240,16 @@ type registration struct {
 // right to register it before that: else anybody with a token could send the
 // server to URLs of his choice.
 func (h family) prepareCreate(c *api.Call, b *registration) error {
+	about := api.Target{TypeURI: typeURI}
+	if api.Printable(b.Name, maxName) {
+		about.Name = b.Name
+	}
+	c.About(about)
 	k, err := h.build(c, b)
 	if err != nil {
 		return err
 	}
+	c.About(targetOf(c, k))
 	if err := c.Authorize(actionCreate, resourceOf(c, k)); err != nil {
 		return err
 	}

@@ -496,23 +496,31 @@ func TestAnIssuerOfWorkloadsIsNoClustersToo(t *testing.T) {
 // The issuer is taken, or the limit reached, while the new cluster's keys are
 // being fetched.
 func TestWhatHappensWhileAClusterIsTriedOutCounts(t *testing.T) {
+	put := func(e *apitest.Env, d *directory.Directory, tx *directory.Tx, from, to int) {
+		for n := from; n < to; n++ {
+			id := fmt.Sprint("c", n)
+			d.Clusters.Put(tx, &cluster.Cluster{ID: id, AccountID: e.Owner.AccountID, Name: id, Issuer: "https://" + id + ".test", Type: "IKS_SA", Audience: "iam"})
+		}
+	}
+	const limit = 10_000
 	for name, tt := range map[string]struct {
+		before    int // clusters
 		meanwhile func(e *apitest.Env, d *directory.Directory, tx *directory.Tx)
 		code      string
 	}{
-		"a workload issuer": {func(e *apitest.Env, d *directory.Directory, tx *directory.Tx) {
+		"a workload issuer": {0, func(e *apitest.Env, d *directory.Directory, tx *directory.Tx) {
 			d.WorkloadIssuers.Put(tx, &cluster.Issuer{ID: "WorkloadIssuer-1", AccountID: e.Owner.AccountID, Name: "ci", Issuer: podIssuer, Audience: "iam", Mapping: cluster.SubjectOnly()})
 		}, "issuer_taken"},
-		"the last one": {func(e *apitest.Env, d *directory.Directory, tx *directory.Tx) {
-			for n := range 10_000 {
-				id := fmt.Sprint("c", n)
-				d.Clusters.Put(tx, &cluster.Cluster{ID: id, AccountID: e.Owner.AccountID, Name: id, Issuer: "https://" + id + ".test", Type: "IKS_SA", Audience: "iam"})
-			}
+		"the last one": {limit - 1, func(e *apitest.Env, d *directory.Directory, tx *directory.Tx) {
+			put(e, d, tx, limit-1, limit)
 		}, "limit_exceeded"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := start(t)
 			d := e.Config.Directory
+			if err := d.Update(t.Context(), e.Owner.IAMID, func(tx *directory.Tx) error { put(e, d, tx, 0, tt.before); return nil }); err != nil {
+				t.Fatal(err)
+			}
 			var once sync.Once
 			s := newAPIServer(t, credential, keysOf(t, newSigner(t, "a")))
 			s.before = func() {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/jwt/jwttest"
+	"tabard.dev/tabard/internal/trust"
 	"tabard.dev/tabard/internal/vpc"
 )
 
@@ -109,6 +111,11 @@ func TestAnIdentityTokenIsEvidenceOfItsInstance(t *testing.T) {
 	}
 	if fmt.Sprint(ev.Claims) != fmt.Sprint(want) {
 		t.Errorf("claims %v, want %v", ev.Claims, want)
+	}
+	for name := range ev.Claims {
+		if !slices.Contains(trust.ClaimsOf(identity.VSI), name) {
+			t.Errorf("claim %s is proved but not said to be", name)
+		}
 	}
 	if claims.IaaS.InstanceID != "i1" || claims.Nonce != "n" || claims.JTI != "j" {
 		t.Errorf("claims %+v", claims)

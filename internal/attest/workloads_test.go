@@ -17,6 +17,7 @@ import (
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/jwt/jwttest"
+	"tabard.dev/tabard/internal/trust"
 )
 
 // vouched are the workload issuers that the verifier knows.
@@ -167,6 +168,10 @@ func TestNodeAndGroupsAreClaimsOfAPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	claims := proofs[0].Evidence.Claims
+	// What is proved and what is said to be are one list.
+	if said := trust.ClaimsOf(identity.IKSSA); !slices.Equal(slices.Sorted(maps.Keys(claims)), slices.Sorted(slices.Values(said))) {
+		t.Errorf("claims %v are proved, %v said to be", slices.Sorted(maps.Keys(claims)), said)
+	}
 	if claims["node"] != "node-1" || claims["pod_uid"] != "u2" || !slices.Equal(claims["cluster_group"].([]string), []string{"prod", "eu"}) {
 		t.Errorf("claims %v", claims)
 	}

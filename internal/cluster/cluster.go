@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -127,11 +126,11 @@ func ServerURL(raw string) (string, error) {
 		return "", fmt.Errorf("server %q must have a path of letters, digits and - _ . ~ only, such as https://gateway.example.com/k8s/clusters/c-1, or none", clip(raw))
 	}
 	host := strings.ToLower(u.Hostname())
-	switch port := u.Port(); {
-	case port != "" && port != "443":
-		host = net.JoinHostPort(host, port)
-	case strings.Contains(host, ":"):
+	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
+	}
+	if port := u.Port(); port != "" && port != "443" {
+		host += ":" + port
 	}
 	return "https://" + host + path, nil
 }

@@ -356,17 +356,26 @@ func TestTwoAccountsThatRegisteredOneIssuerEachGetTheirOwnProfile(t *testing.T) 
 // logs, explained by the failed check, and neither log names the other account.
 func (s *stack) refusedInBoth(a *answer, check string) {
 	s.T.Helper()
+	s.refusedFor(a, map[string]string{s.Owner.AccountID: check, s.Other.AccountID: check})
+}
+
+// refusedFor checks that a refusal stands once in the log of each account, with
+// the check that failed there, and that none of them learns of another.
+func (s *stack) refusedFor(a *answer, checks map[string]string) {
+	s.T.Helper()
 	events := s.events(a.header.Get("Transaction-Id"))
-	if len(events) != 2 || events[0].AccountID != s.Owner.AccountID || events[1].AccountID != s.Other.AccountID {
+	if len(events) != len(checks) {
 		s.T.Fatalf("events %+v, want one in each account", events)
 	}
-	for n, other := range []string{s.Other.AccountID, s.Owner.AccountID} {
-		e := events[n]
-		if failed, ok := e.Trace.Failed(); !ok || failed.Name != check || e.Outcome != activity.Failure {
-			s.T.Errorf("event %+v", e)
+	for _, e := range events {
+		want := checks[e.AccountID]
+		if failed, ok := e.Trace.Failed(); !ok || want == "" || failed.Name != want || e.Outcome != activity.Failure {
+			s.T.Errorf("event %+v, want check %q to have failed", e, want)
 		}
-		if doc := fmt.Sprintf("%+v", e); strings.Contains(doc, other) {
-			s.T.Errorf("the event names the other account %s: %s", other, doc)
+		for other := range checks {
+			if doc := fmt.Sprintf("%+v", e); other != e.AccountID && strings.Contains(doc, other) {
+				s.T.Errorf("the event names the other account %s: %s", other, doc)
+			}
 		}
 	}
 }
@@ -391,6 +400,15 @@ func TestWhoRegistersAnotherOnesIssuerWithKeysOfHisOwnGainsNothing(t *testing.T)
 	s.link(q, thief.cluster(s.Other.AccountID, "c"))
 	s.post(crForm(honest.token(), "profile_id", p.ID)).want(200)
 	s.post(crForm(thief.token(), "profile_id", q.ID)).want(200)
-	s.refused(s.post(crForm(thief.token(), "profile_id", p.ID)), grant.CodeNotFound, s.Other.AccountID, grant.CheckProfile)
-	s.refused(s.post(crForm(honest.token(), "profile_id", q.ID)), grant.CodeNotFound, s.Owner.AccountID, grant.CheckProfile)
+	for _, tt := range []struct {
+		token, profile   string
+		proving, refused string
+	}{
+		{thief.token(), p.ID, s.Other.AccountID, s.Owner.AccountID},
+		{honest.token(), q.ID, s.Owner.AccountID, s.Other.AccountID},
+	} {
+		a := s.post(crForm(tt.token, "profile_id", tt.profile))
+		a.wantError(400, grant.CodeNotFound)
+		s.refusedFor(a, map[string]string{tt.proving: grant.CheckProfile, tt.refused: attest.CheckSignature})
+	}
 }

@@ -255,6 +255,7 @@ type metrics struct {
 	expires      prometheus.Gauge
 	bundles      prometheus.Counter
 	upkeepErrors prometheus.Counter
+	drift        *prometheus.GaugeVec
 }
 
 func newMetrics() *metrics {
@@ -273,9 +274,13 @@ func newMetrics() *metrics {
 			Name: "tabard_webhook_upkeep_errors_total", Help: "Failures to keep the certificate or the MutatingWebhookConfiguration.",
 		}),
 	}
+	m.drift = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "tabard_webhook_configuration_drift",
+		Help: "1 when a webhook of the MutatingWebhookConfiguration stands otherwise than the manifests have it, so that pods may get past it; the log says how.",
+	}, []string{"webhook"})
 	for _, outcome := range []string{outcomeInjected, outcomeUnchanged, outcomeDenied, outcomeFailed} {
 		m.admissions.WithLabelValues(outcome)
 	}
-	m.registry.MustRegister(m.admissions, m.expires, m.bundles, m.upkeepErrors)
+	m.registry.MustRegister(m.admissions, m.expires, m.bundles, m.upkeepErrors, m.drift)
 	return m
 }

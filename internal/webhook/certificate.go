@@ -51,7 +51,8 @@ type keeper struct {
 	log           *slog.Logger
 	metrics       *metrics
 
-	own     *material // as last seen in the Secret; of the keeping goroutine
+	own     *material         // as last seen in the Secret; of the keeping goroutine
+	drift   map[string]string // what was told of the configuration, by webhook; of the keeping goroutine
 	serving atomic.Pointer[tls.Certificate]
 	ready   atomic.Bool // the certificate is served and the bundle was in place
 }
@@ -108,6 +109,7 @@ func (k *keeper) keep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	k.watch(hooks)
 	now := k.now()
 	base := stored
 	if base == nil && k.own != nil && k.own.current.good(k.names, now) {
@@ -444,14 +446,6 @@ func (k *keeper) write(ctx context.Context, m *material, was *object) error {
 	return nil
 }
 
-// hook is a webhook in the configuration that API servers read.
-type hook struct {
-	Name         string `json:"name"`
-	ClientConfig struct {
-		CABundle []byte `json:"caBundle"`
-	} `json:"clientConfig"`
-}
-
 func (k *keeper) configurationPath() string {
 	return "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/" + url.PathEscape(k.configuration)
 }
@@ -462,12 +456,37 @@ func (k *keeper) hooks(ctx context.Context) ([]hook, error) {
 	}
 	err := k.kube.Do(ctx, http.MethodGet, k.configurationPath(), nil, &c)
 	if kube.Code(err) == http.StatusNotFound {
+		k.watch(nil)
 		return nil, fmt.Errorf("there is no MutatingWebhookConfiguration %s, so that no pod comes here; apply the webhook's manifests: %w", k.configuration, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the MutatingWebhookConfiguration: %w", err)
 	}
 	return c.Webhooks, nil
+}
+
+// watch tells of what stands otherwise in the configuration than it should; once,
+// as long as that stays the same.
+func (k *keeper) watch(hooks []hook) {
+	for name, fields := range drift(hooks) {
+		value := 0.0
+		if fields != "" {
+			value = 1
+		}
+		k.metrics.drift.WithLabelValues(name).Set(value)
+		if was := k.drift[name]; fields == was {
+			continue
+		}
+		if k.drift == nil {
+			k.drift = map[string]string{}
+		}
+		k.drift[name] = fields
+		if fields == "" {
+			k.log.Info("the MutatingWebhookConfiguration is as it should be again", "webhook", name)
+		} else {
+			k.log.Error("the MutatingWebhookConfiguration was changed, so that pods may get past the webhook; make it again as its manifests have it", "webhook", name, "changed", fields)
+		}
+	}
 }
 
 // published reports whether the configuration has the material's bundle.

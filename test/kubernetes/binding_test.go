@@ -29,20 +29,24 @@ import (
 // account and nothing else.
 type bindings struct {
 	*harness.Server
-	t   *testing.T
-	k   *kubetest.Cluster
-	crn string
+	t      *testing.T
+	k      *kubetest.Cluster
+	crn    string
+	crType string
 }
 
-func newBindings(t *testing.T) *bindings {
+func newBindings(t *testing.T) *bindings { return newBindingsOf(t, "IKS_SA") }
+
+// newBindingsOf is newBindings with a cluster of a type of compute resource.
+func newBindingsOf(t *testing.T, crType string) *bindings {
 	t.Helper()
-	w := &bindings{t: t, k: kubetest.Start(t, kubetest.Options{}), Server: harness.Start(t, "--driver", "none")}
+	w := &bindings{t: t, k: kubetest.Start(t, kubetest.Options{}), Server: harness.Start(t, "--driver", "none"), crType: crType}
 	for _, file := range []string{"deploy/charts/tabard-kubernetes/crds/trustedprofilebindings.yaml", "deploy/kubernetes/controller.yaml"} {
 		w.k.Kubectl("apply", "-f", filepath.Join(repository(t), file))
 	}
 	w.k.Kubectl("wait", "--for=condition=Established", "crd/trustedprofilebindings.iam.tabard.dev", "--timeout=60s")
 	w.Login()
-	a := w.Do("POST", "/v1/clusters", w.OwnerToken(), map[string]any{"name": "my-cluster", "issuer": w.k.Issuer, "jwks": json.RawMessage(w.k.JWKS())})
+	a := w.Do("POST", "/v1/clusters", w.OwnerToken(), map[string]any{"name": "my-cluster", "type": crType, "issuer": w.k.Issuer, "jwks": json.RawMessage(w.k.JWKS())})
 	if w.crn = a.Field("crn"); a.Status != http.StatusCreated || w.crn == "" {
 		t.Fatalf("%d %s", a.Status, a.Body)
 	}
@@ -80,7 +84,7 @@ func (w *bindings) forbidController(service string) {
 
 func (w *bindings) linkByHand(profile, namespace, account string) {
 	w.t.Helper()
-	w.CLI("iam", "trusted-profile-link-create", profile, "--name", "by hand", "--cr-type", "IKS_SA", "--link-crn", w.crn, "--link-namespace", namespace, "--link-name", account)
+	w.CLI("iam", "trusted-profile-link-create", profile, "--name", "by hand", "--cr-type", w.crType, "--link-crn", w.crn, "--link-namespace", namespace, "--link-name", account)
 }
 
 // controllerRun is a running controller.
@@ -661,4 +665,94 @@ func TestControllersThatDieLeaveNoLinkTwiceAndNoneBehind(t *testing.T) {
 	if holder := lease(); holder != "" {
 		t.Errorf("the lease is kept by %s, who has ended", holder)
 	}
+}
+
+func TestALinkIsOfTheTypeThatTheClusterIsOf(t *testing.T) {
+	w := newBindingsOf(t, "ROKS_SA")
+	w.profile("shop-reader")
+	w.namespace("shop", "*", "web")
+	w.controller(t)
+	w.bind("shop", "web", "web", "shop-reader")
+	w.stands(t, "shop", "web", "True", "Linked")
+	var links []struct {
+		Type string `json:"cr_type"`
+	}
+	if w.JSON(&links, "iam", "trusted-profile-links", "shop-reader"); len(links) != 1 || links[0].Type != "ROKS_SA" {
+		t.Errorf("the links are %+v", links)
+	}
+	if !w.admits("shop", "web", "shop-reader") {
+		t.Error("the service account is not admitted")
+	}
+}
+
+// A machine that pauses takes its controller along, which then wakes up in the
+// middle of what it was about to do.
+func TestAControllerThatWasPausedDoesNotUndoWhatItsSuccessorDid(t *testing.T) {
+	w := newBindings(t)
+	w.profile("shop-reader")
+	w.namespace("shop", "shop-*")
+	const n = 30
+	bindAll := func() {
+		var all strings.Builder
+		for i := range n {
+			all.WriteString(bindingYAML("shop", fmt.Sprintf("b%02d", i), fmt.Sprintf("a%02d", i), "shop-reader") + "---\n")
+		}
+		w.k.Apply(all.String())
+	}
+	want := []string{}
+	for i := range n {
+		w.k.ServiceAccount("shop", fmt.Sprintf("a%02d", i), nil)
+		want = append(want, fmt.Sprintf("tpb:shop/b%02d shop/a%02d", i, i))
+	}
+	bindAll()
+	first := w.controller(t, "--lease-duration", "3s")
+	w.until(t, "all links", func() bool { return slices.Equal(w.links("shop-reader"), want) })
+
+	// The first is stopped while it takes the links away again.
+	w.k.Kubectl("delete", "tpb", "-n", "shop", "--all", "--wait=false")
+	w.until(t, "some links are gone", func() bool { return len(w.links("shop-reader")) < n })
+	if err := first.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	second := w.controller(t, "--lease-duration", "3s")
+	w.until(t, "the second leads", func() bool { return second.metric(t, "tabard_controller_leader 1") })
+	w.until(t, "all bindings are gone", func() bool {
+		return w.k.Kubectl("get", "tpb", "-n", "shop", "-o", "name") == ""
+	})
+	bindAll()
+	for i := range n {
+		w.stands(t, "shop", fmt.Sprintf("b%02d", i), "True", "Linked")
+	}
+	made := w.linked()
+	if err := first.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	w.until(t, "the first knows that it leads no more", func() bool { return first.metric(t, "tabard_controller_leader 0") })
+	w.until(t, "it waits for its turn", func() bool {
+		resp, err := http.Get("http://" + first.Metrics + "/readyz")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	if !second.metric(t, "tabard_controller_leader 1") {
+		t.Error("the second leads no more")
+	}
+	if now := w.linked(); !slices.Equal(now, made) || len(now) != n {
+		t.Errorf("the links were\n%q\nand are\n%q", made, now)
+	}
+}
+
+// linked are the ids of the links to shop-reader.
+func (w *bindings) linked() []string {
+	w.t.Helper()
+	var links []struct{ ID string }
+	w.JSON(&links, "iam", "trusted-profile-links", "shop-reader")
+	ids := []string{}
+	for _, l := range links {
+		ids = append(ids, l.ID)
+	}
+	slices.Sort(ids)
+	return ids
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,7 +35,7 @@ import (
 	"tabard.dev/tabard/test/kubetest"
 )
 
-var updateManifests = flag.Bool("update-manifests", false, "write deploy/kubernetes/webhook.yaml anew")
+var updateManifests = flag.Bool("update-manifests", false, "write the manifests in deploy/kubernetes anew")
 
 const (
 	profileAnnotation = "iam.tabard.dev/trusted-profile"
@@ -67,25 +68,40 @@ func helm(t *testing.T, args ...string) string {
 	return out.String()
 }
 
-const manifestHead = `# The admission webhook, as the chart deploy/charts/tabard-kubernetes makes it by
+// manifests are the plain ones: what is written above each, and the chart's
+// values that it comes of.
+var manifests = map[string]struct {
+	head   string
+	values []string
+}{
+	"webhook.yaml": {`# The admission webhook, as the chart deploy/charts/tabard-kubernetes makes it by
 # itself; written by a test, do not edit. Set --iam-url and the image first.
-`
+`, nil},
+	"controller.yaml": {`# The controller of TrustedProfileBindings, as the chart
+# deploy/charts/tabard-kubernetes makes it with controller.enabled; written by a
+# test, do not edit. Its resource comes from crds/ of the chart. Set --iam-url,
+# --cluster and the image first.
+`, []string{"webhook.enabled=false", "controller.enabled=true", "controller.cluster=my-cluster"}},
+}
 
 func TestThePlainManifestsAreTheRenderedChart(t *testing.T) {
 	helm(t, "lint", "--strict", chart(), "--set", "iamURL=https://tabard.example.com")
-	want := manifestHead + regexp.MustCompile(`(?m)^# Source: .*\n`).ReplaceAllString(render(t, "createNamespace=true"), "")
-	file := filepath.Join(harness.Root(), "deploy", "kubernetes", "webhook.yaml")
-	if *updateManifests {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+	for name, m := range manifests {
+		rendered := render(t, append([]string{"createNamespace=true"}, m.values...)...)
+		want := m.head + regexp.MustCompile(`(?m)^# Source: .*\n`).ReplaceAllString(rendered, "")
+		file := filepath.Join(harness.Root(), "deploy", "kubernetes", name)
+		if *updateManifests {
+			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := os.ReadFile(file)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	got, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != want {
-		t.Error("deploy/kubernetes/webhook.yaml is not what the chart makes; write it anew with: go test ./kubernetes -run PlainManifests -update-manifests")
+		if string(got) != want {
+			t.Errorf("deploy/kubernetes/%s is not what the chart makes; write it anew with: go test ./kubernetes -run PlainManifests -update-manifests", name)
+		}
 	}
 }
 
@@ -507,7 +523,7 @@ func TestTheWebhookGivesPodsTheirIdentity(t *testing.T) {
 				"priorityClassName": "system-cluster-critical", "nodeSelector": map[string]string{"a": "b"}, "tolerations": []any{map[string]string{"operator": "Exists"}},
 				"affinity": map[string]any{"nodeAffinity": map[string]any{}},
 			},
-			"controller": map[string]any{"enabled": true, "cluster": "my-cluster"},
+			"controller": map[string]any{"enabled": true, "cluster": "my: cluster", "profile": "our: controller #2"},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -518,8 +534,42 @@ func TestTheWebhookGivesPodsTheirIdentity(t *testing.T) {
 		}
 		yaml := helm(t, "template", "tabard-kubernetes", chart(), "--namespace", webhookNamespace, "--kube-version", "1.35.0",
 			"--set", "iamURL=https://tabard.example.com", "--values", file)
-		if _, err := s.TryKubectl(yaml, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"); err != nil {
-			t.Error(err)
+		if _, err := s.TryKubectl(yaml, "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
+			t.Fatal(err)
+		}
+		defer s.install()
+		m, err := s.Client().CoreV1().ConfigMaps(webhookNamespace).Get(t.Context(), "tabard-ca", metav1.GetOptions{})
+		if err != nil || strings.TrimSpace(m.Data["ca.crt"]) != strings.TrimSpace(string(ca)) {
+			t.Errorf("the authority of Tabard's certificate: %v, %v", m, err)
+		}
+		for name, profile := range map[string]string{"tabard-webhook": "our: webhook #1", "tabard-controller": "our: controller #2"} {
+			d, err := s.Client().AppsV1().Deployments(webhookNamespace).Get(t.Context(), name, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec := d.Spec.Template.Spec
+			for _, arg := range []string{"--ca-file=/etc/tabard/ca.crt", "--profile=" + profile} {
+				if !slices.Contains(spec.Containers[0].Args, arg) {
+					t.Errorf("%s is started with %q, without %s", name, spec.Containers[0].Args, arg)
+				}
+			}
+			mounted := slices.ContainsFunc(spec.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == "/etc/tabard" && m.Name == "ca" })
+			there := slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool {
+				return v.Name == "ca" && v.ConfigMap != nil && v.ConfigMap.Name == "tabard-ca"
+			})
+			if !mounted || !there || d.Spec.Template.Annotations["iam.tabard.dev/ca"] == "" {
+				t.Errorf("%s does not get the authority: %+v", name, spec)
+			}
+		}
+	})
+	t.Run("from both plain manifests together", func(t *testing.T) {
+		defer s.install()
+		for name := range manifests {
+			s.Kubectl("apply", "--server-side", "--force-conflicts", "-f", filepath.Join(harness.Root(), "deploy", "kubernetes", name))
+		}
+		list, err := s.Client().AppsV1().Deployments(webhookNamespace).List(t.Context(), metav1.ListOptions{})
+		if err != nil || len(list.Items) != 2 {
+			t.Errorf("%d deployments, %v", len(list.Items), err)
 		}
 	})
 	t.Run("until the annotation is gone", func(t *testing.T) {
@@ -743,6 +793,37 @@ func TestVandalismIsRepaired(t *testing.T) {
 			t.Fatal("a webhook that nobody can trust is called")
 		}
 		await(t, "the authorities are back", comesIn)
+	})
+	t.Run("but what operators decide is only told of", func(t *testing.T) {
+		drift := func(hook string) string {
+			return r.metric(`tabard_webhook_configuration_drift{webhook="` + hook + `"}`)
+		}
+		for name, patch := range map[string]string{
+			"failurePolicy":     `{"op":"replace","path":"/webhooks/0/failurePolicy","value":"Ignore"}`,
+			"rules":             `{"op":"replace","path":"/webhooks/0/rules/0/resources","value":["services"]}`,
+			"namespaceSelector": `{"op":"add","path":"/webhooks/0/namespaceSelector/matchLabels","value":{"team":"a"}}`,
+			"objectSelector":    `{"op":"add","path":"/webhooks/0/objectSelector","value":{"matchLabels":{"a":"b"}}}`,
+			"matchConditions":   `{"op":"add","path":"/webhooks/0/matchConditions","value":[{"name":"none","expression":"false"}]}`,
+		} {
+			await(t, "all is as it should be", func() bool {
+				return drift("require.iam.tabard.dev") == "0" && drift("inject.iam.tabard.dev") == "0"
+			})
+			s.Kubectl("patch", "mutatingwebhookconfiguration", "tabard-webhook", "--type=json", "-p", "["+patch+"]")
+			await(t, name+" is noticed", func() bool {
+				return drift("require.iam.tabard.dev") == "1" && strings.Contains(r.log.String(), name)
+			})
+			if drift("inject.iam.tabard.dev") != "0" {
+				t.Errorf("%s: the other webhook counts as changed, too", name)
+			}
+			// To apply the manifests does not take away what they do not have.
+			s.Kubectl("delete", "mutatingwebhookconfiguration", "tabard-webhook")
+			s.install()
+		}
+		await(t, "all is as it should be", func() bool { return drift("require.iam.tabard.dev") == "0" })
+		s.Kubectl("patch", "mutatingwebhookconfiguration", "tabard-webhook", "--type=json", "-p", `[{"op":"remove","path":"/webhooks/0"}]`)
+		await(t, "a webhook that is gone is noticed", func() bool { return drift("require.iam.tabard.dev") == "1" })
+		s.install()
+		await(t, "the webhook works again", comesIn)
 	})
 	t.Run("of the Secret", func(t *testing.T) {
 		secrets := s.Client().CoreV1().Secrets(webhookNamespace)

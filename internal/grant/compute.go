@@ -218,7 +218,9 @@ func (a *attempt) noProfile(proofs []attest.Proof, want Selector, n int) *fault.
 // seenBy makes the refusal stand in an account's log, with the checks of that
 // account's own registrations. The first account gets the attempt's event, the
 // others a copy.
-func (a *attempt) seenBy(r attest.Aimed, skipped ...string) {
+func (a *attempt) seenBy(r attest.Aimed, skipped ...string) { a.copyTo(copied{Aimed: r}, skipped...) }
+
+func (a *attempt) copyTo(r copied, skipped ...string) {
 	r.Trace = slices.Clone(r.Trace)
 	for _, check := range skipped {
 		r.Trace.Skip(check)
@@ -237,7 +239,7 @@ func (a *attempt) seenBy(r attest.Aimed, skipped ...string) {
 // the logs of the accounts that have not.
 func (a *attempt) seenByAll(refusals []attest.Aimed) {
 	for _, r := range refusals {
-		a.seenBy(r, CheckSelector, CheckProfile, CheckLink, CheckRule)
+		a.copyTo(copied{Aimed: r, foreign: true}, CheckSelector, CheckProfile, CheckLink, CheckRule)
 	}
 }
 
@@ -254,9 +256,9 @@ type choice struct {
 
 // choose finds the selected profiles, at most one for each proof, each profile
 // once: with a proof that may put it on before one that may not, and with one of
-// the profile's own account before another's. A profile outside the compute resource's account is found only by id
-// or CRN and only when a cross-account link of it matches, so that nobody
-// learns which profiles exist elsewhere.
+// the profile's own account before another's. A profile outside the compute
+// resource's account is found only by id or CRN and only when a cross-account
+// link of it matches, so that nobody learns which profiles exist elsewhere.
 func (s *Service) choose(proofs []attest.Proof, want Selector) []choice {
 	var out []choice
 	for _, proof := range proofs {

@@ -110,9 +110,18 @@ type attempt struct {
 
 	assigned  bool           // the event belongs to the account it was aimed at
 	admitted  string         // the account that admit has let the caller into
-	elsewhere []attest.Aimed // further accounts in whose logs a refusal stands
+	elsewhere []copied       // further accounts in whose logs a refusal stands
 	request   map[string]string
 	given     map[string]string // request without what was found out; nil where nothing was
+}
+
+// copied is the refusal of an attempt as a further account sees it. A foreign
+// one is about a token that another account has proved: anybody can register
+// somebody else's issuer, so that it says no more than why the token does not
+// count there.
+type copied struct {
+	attest.Aimed
+	foreign bool
 }
 
 func (s *Service) begin(grant, action, what string, o Origin) *attempt {
@@ -254,6 +263,10 @@ func (a *attempt) record(ctx context.Context) error {
 		}
 		e.Target.ID, e.Target.Name = "", ""
 		e.Initiator.ID, e.Initiator.Name, e.Initiator.AuthnID, e.Initiator.AuthnName = "", "", "", "" // as the first account knows it
+		if aimed.foreign {
+			e.RequestData = object(map[string]string{"grant_type": a.grant})
+			e.Initiator.Host = activity.Host{}
+		}
 		e.LogSourceCRN = a.svc.logSource(aimed.AccountID)
 		events = append(events, &e)
 	}

@@ -410,5 +410,12 @@ func TestWhoRegistersAnotherOnesIssuerWithKeysOfHisOwnGainsNothing(t *testing.T)
 		a := s.post(crForm(tt.token, "profile_id", tt.profile))
 		a.wantError(400, grant.CodeNotFound)
 		s.refusedFor(a, map[string]string{tt.proving: grant.CheckProfile, tt.refused: attest.CheckSignature})
+		for _, e := range s.events(a.header.Get("Transaction-Id")) {
+			// Who only registered the issuer learns neither whence the token came
+			// nor for which profile.
+			if e.AccountID == tt.refused && (e.Initiator.Host != activity.Host{} || strings.Contains(string(e.RequestData), tt.profile)) {
+				t.Errorf("event %+v", e)
+			}
+		}
 	}
 }

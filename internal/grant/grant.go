@@ -108,9 +108,9 @@ type attempt struct {
 	event   activity.Event
 	with    []*activity.Event // recorded in the same commit as the login's
 
-	assigned  bool           // the event belongs to the account it was aimed at
-	admitted  string         // the account that admit has let the caller into
-	elsewhere []copied       // further accounts in whose logs a refusal stands
+	assigned  bool     // the event belongs to the account it was aimed at
+	admitted  string   // the account that admit has let the caller into
+	elsewhere []copied // further accounts in whose logs a refusal stands
 	request   map[string]string
 	given     map[string]string // request without what was found out; nil where nothing was
 }

@@ -95,8 +95,14 @@ type Proof struct {
 	Evidence trust.Evidence
 	Trace    activity.Trace
 
+	// Undecided are the accounts that registered the token's issuer before, and
+	// whose keys cannot be had now: the token may be of one of them, so that a
+	// name which a profile of theirs has too must not select this account's.
+	Undecided []string
+
 	review    *pendingReview // nil where no review is demanded
 	contested bool           // see Workloads
+	siblings  []string       // clusters of the account that the token may be of as well
 }
 
 // steps is the trace of one verification under way: checks that are not

@@ -27,6 +27,7 @@ import (
 const (
 	fetchTimeout  = 5 * time.Second
 	maxDocument   = 1 << 20          // bytes of a discovery document or key set
+	maxSets       = 64 << 10         // that are kept, so that registrations which are gone are forgotten
 	maxKeys       = 100              // in one key set
 	keysUsable    = time.Hour        // how long they count while fetching fails
 	unknownPeriod = 10 * time.Second // at most, between fetches caused by unknown key ids or failures
@@ -176,6 +177,12 @@ func (k *Keys) keep(c *cluster.Cluster, set keySet) *keySet {
 	defer k.mu.Unlock()
 	if k.sets == nil {
 		k.sets = map[string]*keySet{}
+	}
+	if _, known := k.sets[c.ID]; !known && len(k.sets) >= maxSets {
+		for id := range k.sets { // whichever; it is fetched again when it is needed
+			delete(k.sets, id)
+			break
+		}
 	}
 	k.sets[c.ID] = &set
 	return &set

@@ -121,6 +121,10 @@ func (p Proof) Review(ctx context.Context, named bool) (activity.Trace, *Refusal
 		return refuse(ReviewWithheld, wanted, "it was not asked: another account registered the issuer earlier",
 			"The token is shown to no API server, because the token's issuer is registered in several accounts. Select the profile by its id or CRN.")
 	}
+	if len(p.siblings) > 0 {
+		return refuse(ReviewUnavailable, wanted, "it was not asked: the keys of "+strings.Join(p.siblings, ", ")+" cannot be had, and the token may be of that cluster",
+			"The token is shown to no API server while the keys of another cluster with the same issuer cannot be had; delete that cluster's registration if it is gone.")
+	}
 	var v verdict
 	if q.reviewer == nil {
 		v = verdict{outcome: ReviewBroken, broken: errors.New("this server reviews no tokens")}

@@ -83,7 +83,7 @@ type presented struct {
 // registration is what a token can come from: a cluster or an issuer.
 type registration struct {
 	account string
-	created time.Time
+	since   time.Time
 	cluster *cluster.Cluster
 	issuer  *cluster.Issuer
 }
@@ -99,6 +99,12 @@ func (o outcome) proved() bool { return o.refusal == nil && o.proof.Trace != nil
 
 // disproved reports whether the token certainly does not come from there.
 func (o outcome) disproved() bool { return o.refusal != nil && o.refusal.Reason == BadSignature }
+
+// undecided reports whether nobody knows if the token comes from there, because
+// the keys cannot be had now.
+func (o outcome) undecided() bool {
+	return o.refusal == nil && !o.proved() || o.refusal != nil && o.refusal.Reason == KeysUnavailable
+}
 
 // patience is how long an account whose registration has proved a token waits
 // for those of others: nobody can hold up somebody else's tokens by registering
@@ -134,6 +140,7 @@ func (w *Workloads) Verify(ctx context.Context, raw string) ([]Proof, []Aimed, e
 		account := registered[n].account
 		if o.proved() {
 			o.proof.contested = contested(registered, outcomes, n)
+			o.proof.Undecided, o.proof.siblings = undecided(registered, outcomes, n)
 			proofs = append(proofs, o.proof)
 			continue
 		}
@@ -278,67 +285,72 @@ func (p *presented) fork() steps {
 func (w *Workloads) registered(issuer string) []registration {
 	var out []registration
 	for _, c := range w.Clusters.ClustersOf(issuer) {
-		out = append(out, registration{account: c.AccountID, created: c.CreatedAt, cluster: c})
+		out = append(out, registration{account: c.AccountID, since: c.Since(), cluster: c})
 	}
 	if w.Issuers != nil {
 		for _, i := range w.Issuers.WorkloadIssuersOf(issuer) {
-			out = append(out, registration{account: i.AccountID, created: i.CreatedAt, issuer: i})
+			out = append(out, registration{account: i.AccountID, since: i.Since(), issuer: i})
 		}
 	}
 	return out
 }
 
-// tryAll tries the token with every registration: those of one account one
-// after the other, and the accounts beside each other.
+// Bounds on the registrations of one issuer that are tried for one token.
+const (
+	maxTries   = 16              // at once
+	tryTimeout = 8 * time.Second // for all of them
+)
+
+// tryAll tries the token with every registration, a bounded number at a time,
+// within a bounded time.
 func (w *Workloads) tryAll(ctx context.Context, registered []registration, p *presented) []outcome {
 	out := make([]outcome, len(registered))
-	byAccount := map[string][]int{}
-	for n, r := range registered {
-		byAccount[r.account] = append(byAccount[r.account], n)
-	}
-	if len(byAccount) == 1 {
-		for n, r := range registered {
-			out[n] = w.try(ctx, r, p)
-		}
-		unambiguous(registered, out, p)
+	defer func() { unambiguous(registered, out, p) }()
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	if len(registered) == 1 {
+		defer cancel()
+		out[0] = w.try(ctx, registered[0], p)
 		return out
 	}
-	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait() // after cancel: what still waits for keys gives up
 	defer cancel()
 	type answer struct {
-		of       []int
-		outcomes []outcome
+		n int
+		outcome
 	}
-	answers := make(chan answer, len(byAccount))
-	for _, of := range byAccount {
+	answers := make(chan answer, len(registered))
+	queue := make(chan int, len(registered))
+	for n := range registered {
+		queue <- n
+	}
+	close(queue)
+	for range min(maxTries, len(registered)) {
 		wg.Go(func() {
-			a := answer{of: of}
-			for _, n := range of {
-				a.outcomes = append(a.outcomes, w.try(ctx, registered[n], p))
+			for n := range queue {
+				if ctx.Err() != nil {
+					return
+				}
+				answers <- answer{n, w.try(ctx, registered[n], p)}
 			}
-			answers <- a
 		})
 	}
 	var enough <-chan time.Time
-	for range byAccount {
+	for range registered {
 		select {
 		case a := <-answers:
-			for i, n := range a.of {
-				out[n] = a.outcomes[i]
-			}
-			if enough == nil && slices.ContainsFunc(a.outcomes, outcome.proved) {
+			out[a.n] = a.outcome
+			if enough == nil && a.proved() {
 				timer := time.NewTimer(patience)
 				defer timer.Stop()
 				enough = timer.C
 			}
 		case <-enough:
-			unambiguous(registered, out, p)
+			return out
+		case <-ctx.Done():
 			return out
 		}
 	}
-	unambiguous(registered, out, p)
 	return out
 }
 
@@ -369,12 +381,31 @@ func unambiguous(registered []registration, out []outcome, p *presented) {
 	}
 }
 
+// undecided returns the other accounts with an older registration, and the names
+// of the other clusters of the same account, of which nobody knows now whether
+// the token is theirs.
+func undecided(registered []registration, out []outcome, n int) (accounts, clusters []string) {
+	own := registered[n]
+	for i, r := range registered {
+		switch {
+		case i == n || !out[i].undecided():
+		case r.account != own.account:
+			if !r.since.After(own.since) && !slices.Contains(accounts, r.account) {
+				accounts = append(accounts, r.account)
+			}
+		case r.cluster != nil:
+			clusters = append(clusters, r.cluster.Name)
+		}
+	}
+	return accounts, clusters
+}
+
 // contested reports whether another account registered the issuer before, with
 // another API server, and the token may be of that registration.
 func contested(registered []registration, out []outcome, n int) bool {
 	own := registered[n]
 	for i, r := range registered {
-		if r.account == own.account || r.created.After(own.created) || out[i].disproved() {
+		if r.account == own.account || r.since.After(own.since) || out[i].disproved() {
 			continue
 		}
 		if own.cluster == nil || r.cluster == nil || !sameServer(own.cluster.Server, r.cluster.Server) {

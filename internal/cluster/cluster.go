@@ -48,6 +48,20 @@ type Cluster struct {
 	Review bool `json:"review,omitempty"`
 
 	GroupIDs []string `json:"group_ids,omitempty"` // of the cluster groups it is in, sorted
+
+	Proved time.Time `json:"proved,omitzero"` // see Since
+}
+
+// Since is when the cluster's tokens began to be proved as they are: the
+// registration, or the last change of keys or API server. Of two registrations
+// of one issuer the later one may have been made to take the other's tokens.
+func (c *Cluster) Since() time.Time { return later(c.CreatedAt, c.Proved) }
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // APIServer is how a cluster's API server is reached. Its URL is often another

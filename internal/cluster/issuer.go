@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -38,7 +39,13 @@ type Issuer struct {
 	// document, whose server certificate CA vouches for when it is given.
 	JWKS json.RawMessage `json:"jwks,omitempty"`
 	CA   string          `json:"ca,omitempty"` // PEM
+
+	Proved time.Time `json:"proved,omitzero"` // see Since
 }
+
+// Since is when the issuer's tokens began to be proved as they are, see
+// [Cluster.Since].
+func (i *Issuer) Since() time.Time { return later(i.CreatedAt, i.Proved) }
 
 // Mapping says which claims of an issuer's tokens rules can compare, and which
 // of them a rule must pin down so that it does not admit strangers.

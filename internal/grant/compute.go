@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/attest"
@@ -142,12 +143,25 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 		return Answer{}, a.refuse(ctx, missing("profile_id"))
 	}
 	found := a.svc.choose(proofs, want)
-	if len(found) != 1 {
-		f := a.noProfile(proofs, want, len(found))
+	if ambiguous := want.byName() && shared(proofs); len(found) != 1 || ambiguous {
+		n := len(found)
+		if ambiguous {
+			n = max(n, 2)
+		}
+		f := a.noProfile(proofs, want, n)
 		a.seenByAll(refusals)
 		return Answer{}, a.refuse(ctx, f)
 	}
 	chosen, profile := found[0], found[0].profile
+	if a.svc.undecided(chosen.proof, want) {
+		a.trace.Fail(CheckSelector, "one profile", "the keys of an older registration of the issuer cannot be had, in an account that has a profile of this name too",
+			"select the profile by its id or CRN, or try again")
+		a.skip(CheckProfile, CheckLink, CheckRule)
+		f := fault.New(fault.Unavailable, CodeUnavailable, "The token cannot be checked now.").
+			WithDetail("Select the profile by profile_id or profile_crn, or try again: another registration of the token's issuer cannot be reached.")
+		f.RetryAfter = undecidedRetry
+		return Answer{}, a.refuse(ctx, f)
+	}
 	a.trace = chosen.proof.Trace
 	a.trace.Pass(CheckSelector, "one profile", want.String())
 	a.trace.Pass(CheckProfile, want.String(), profile.ID+" ("+profile.Name+") in account "+profile.AccountID)
@@ -175,7 +189,7 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 			WithDetail("The given token with identifier '%s' is not permitted to assume the indicated trusted profile; profile ID '%s'",
 				ev.Name, crn.IAMID(profile.ID)))
 	}
-	review, refusal := chosen.proof.Review(ctx, want.ID != "" || want.CRN != "")
+	review, refusal := chosen.proof.Review(ctx, !want.byName())
 	a.trace = append(a.trace, review...)
 	if refusal != nil {
 		a.seenByAll(refusals)
@@ -189,6 +203,32 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 	}, token.AccessLife)
 }
 
+// undecidedRetry is when an older registration may be reached again.
+const undecidedRetry = 5 * time.Second
+
+// byName reports whether nothing but a name selects the profile. Names are
+// unique in one account only.
+func (s Selector) byName() bool { return s.ID == "" && s.CRN == "" }
+
+// undecided reports whether a name may mean the profile of another account,
+// which registered the issuer before and cannot be asked now.
+func (s *Service) undecided(proof attest.Proof, want Selector) bool {
+	return want.byName() && slices.ContainsFunc(proof.Undecided, func(account string) bool {
+		_, ok := s.cfg.Directory.ProfilesByName.One(profileKey(account, want.Name))
+		return ok
+	})
+}
+
+// shared reports whether the token is one of an issuer that several accounts
+// have registered for jobs of their own, such as a CI service in the internet:
+// everybody's jobs prove themselves in all of these accounts, so that a name
+// says nothing about whose profile is meant.
+func shared(proofs []attest.Proof) bool {
+	return slices.ContainsFunc(proofs, func(p attest.Proof) bool {
+		return p.Evidence.Type == identity.OIDC && slices.ContainsFunc(proofs, func(q attest.Proof) bool { return q.Evidence.AccountID != p.Evidence.AccountID })
+	})
+}
+
 // noProfile is the fault when the selector denotes no profile, or profiles of
 // several accounts that have registered the same issuer: then the name alone
 // must not decide in whose account the workload acts. Each account's log shows
@@ -197,9 +237,9 @@ func (a *attempt) noProfile(proofs []attest.Proof, want Selector, n int) *fault.
 	wanted, found, hint := want.String(), "no such profile in the account", "create the profile in the compute resource's account, or correct its name"
 	f := fault.New(fault.Invalid, CodeNotFound, "Unable to find Object.").WithDetail("Object Type: 'Profile' with %s.", want)
 	if n > 1 {
-		found, hint = "profiles of several accounts have the name", "select the profile by its id or CRN"
+		found, hint = "several accounts have registered the issuer, and the name may be of a profile of each", "select the profile by its id or CRN"
 		f = fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile is ambiguous.").
-			WithDetail("Several accounts have registered the token's issuer and have a profile with %s; select it by profile_id.", want)
+			WithDetail("Several accounts have registered the token's issuer, and %s may be of each; select the profile by profile_id.", want)
 	}
 	explain := func(t *activity.Trace) {
 		t.Pass(CheckSelector, "one profile", wanted)

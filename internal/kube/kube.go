@@ -251,9 +251,19 @@ func statusError(code int, body []byte) *StatusError {
 	}
 	e := &StatusError{Code: code}
 	if json.Unmarshal(body, &status) == nil {
-		e.Reason, e.Message = status.Reason, status.Message
+		e.Reason, e.Message = clip(status.Reason), clip(status.Message)
 	}
 	return e
+}
+
+// maxMessage bounds what an error keeps of a server's words, in bytes.
+const maxMessage = 1 << 10
+
+func clip(s string) string {
+	if len(s) <= maxMessage {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
 }
 
 // Event is a change that a watch reports.

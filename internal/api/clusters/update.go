@@ -75,6 +75,9 @@ func (h family) prepareUpdate(c *api.Call, b *change) error {
 	if err := issuerFree(c, &next); err != nil {
 		return err
 	}
+	if proves(old, &next) {
+		next.Proved = c.Now()
+	}
 	b.old, b.next = old, &next
 	b.trial, err = h.try(c, &next, proves(old, &next), b.TestToken)
 	return err

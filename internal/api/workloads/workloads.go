@@ -464,6 +464,7 @@ func (h family) prepareChange(c *api.Call, b *body) error {
 		if err := h.probe(c, b, &i); err != nil {
 			return err
 		}
+		i.Proved = c.Now()
 	}
 	b.issuer = &i
 	return h.test(c, b, &i)

@@ -123,15 +123,14 @@ func TestOddAnswersAreErrorsAndNoTokenGoesElsewhere(t *testing.T) {
 	var elsewhere atomic.Int64
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
 	defer other.Close()
-	var login, answer http.HandlerFunc
+	var login, answer atomic.Pointer[http.HandlerFunc]
+	set := func(p *atomic.Pointer[http.HandlerFunc], h http.HandlerFunc) { p.Store(&h) }
+	set(&login, func(w http.ResponseWriter, _ *http.Request) { answerToken(w, 1) })
 	c := at(t, func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.URL.Path != "/identity/token":
-			answer(w, r)
-		case login != nil:
-			login(w, r)
-		default:
-			answerToken(w, 1)
+		if r.URL.Path == "/identity/token" {
+			(*login.Load())(w, r)
+		} else {
+			(*answer.Load())(w, r)
 		}
 	})
 	redirect := func(w http.ResponseWriter, r *http.Request) {
@@ -148,21 +147,22 @@ func TestOddAnswersAreErrorsAndNoTokenGoesElsewhere(t *testing.T) {
 		"a broken pipe":  func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"an empty error": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) },
 	} {
-		if answer = h; do() == nil {
+		set(&answer, h)
+		if do() == nil {
 			t.Errorf("%s is a success", name)
 		}
 	}
-	answer = func(w http.ResponseWriter, _ *http.Request) {
+	set(&answer, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "7")
 		w.WriteHeader(http.StatusTooManyRequests)
 		fmt.Fprint(w, `{"errors": [{"message": "Too many.", "details": "Wait."}]}`)
-	}
+	})
 	var e *Error
 	if err := do(); !errors.As(err, &e) || e.RetryAfter != 7*time.Second || e.Login || Status(err) != e.Status || !strings.Contains(err.Error(), "Too many. Wait. (status 429)") {
-		t.Errorf("%v", do())
+		t.Error(err)
 	}
 
-	answer = func(http.ResponseWriter, *http.Request) { t.Error("asked without a token") }
+	set(&answer, func(http.ResponseWriter, *http.Request) { t.Error("asked without a token") })
 	for name, h := range map[string]http.HandlerFunc{
 		"a redirect":  redirect,
 		"no token":    func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"expires_in": 3600}`) },
@@ -171,7 +171,7 @@ func TestOddAnswersAreErrorsAndNoTokenGoesElsewhere(t *testing.T) {
 		"not allowed": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) },
 	} {
 		fresh := clientOf(t, Config{URL: c.URL()})
-		login = h
+		set(&login, h)
 		err := fresh.Do(t.Context(), "GET", "/v1/x", nil, nil)
 		if err == nil || Status(err) != 0 {
 			t.Errorf("a login with %s: %v", name, err)

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,7 +18,7 @@ import (
 func agentCommand() *cobra.Command {
 	var cfg agent.Config
 	var drivers agent.DriverConfig
-	var file, logLevel string
+	var common settings
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run instances on this machine for an IAM server elsewhere",
@@ -48,12 +47,9 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
   tabard agent --server https://iam.example.com:8470 --join-token-file join-token --driver qemu --accel kvm`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := settle(cmd.Name(), cmd.Flags(), file, os.LookupEnv); err != nil {
-				return cli.Usage("%v", err)
-			}
-			var level slog.Level
-			if err := level.UnmarshalText([]byte(logLevel)); err != nil {
-				return cli.Usage("log-level: %v", err)
+			log, err := common.settle(cmd, cmd.Name())
+			if err != nil {
+				return err
 			}
 			if err := drivers.Validate(); err != nil {
 				return cli.Usage("%v", err)
@@ -74,7 +70,7 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 			if cfg.Master.File == "" {
 				cfg.Master.File = masterKeyFile(os.LookupEnv, drivers.State)
 			}
-			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			cfg.Log = log
 			cfg.Drivers, cfg.Found, cfg.Version = drivers.Open, drivers.Found, cli.Version
 			a, err := agent.Open(cmd.Context(), cfg)
 			if err != nil {
@@ -83,8 +79,8 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 			return a.Run(cmd.Context())
 		},
 	}
+	common.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&file, "config", "", "configuration `FILE` in YAML")
 	f.StringVar(&cfg.Server, "server", "", "`URL` of the IAM server; remembered after joining")
 	f.StringVar(&cfg.JoinToken, "join-token-file", "", "`FILE` with the join token; not looked at again once the host has joined with it")
 	f.StringVar(&cfg.Dir, "data-dir", "/var/lib/tabard-agent", "`DIR`ectory of the host's key, machines and images; made if it does not exist")
@@ -104,7 +100,6 @@ TABARD_DATA_DIR) or as a key of the configuration file (data-dir: …).`,
 	f.StringVar(&drivers.UIDs, "qemu-uids", "", "`FIRST-LAST` user ids, of which each virtual machine gets one to itself, such as 200000-265535; nothing else may use them (default: all run as one user)")
 	f.StringVar(&drivers.Libvirt, "libvirt", "", "`SOCKET` of libvirt, whose domains can be adopted (default: the usual ones, where they are)")
 	f.StringVar(&cfg.Metrics, "metrics", "", "`ADDRESS` of /metrics, /healthz and /readyz, such as 127.0.0.1:9471 (default: not served)")
-	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/rand"
 	"fmt"
-	"log/slog"
 	"os"
 	"time"
 
@@ -16,7 +15,8 @@ import (
 
 func controllerCommand() *cobra.Command {
 	cfg := binding.Config{Now: time.Now}
-	var file, logLevel, kubeconfig, kubeContext string
+	var common settings
+	var kubeconfig, kubeContext string
 	cmd := &cobra.Command{
 		Use:   "controller",
 		Short: "Make links of the TrustedProfileBindings in a cluster",
@@ -51,14 +51,11 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
   tabard ks controller --kubeconfig admin.conf --token-file sa-token --iam-url http://127.0.0.1:8470 --cluster my-cluster`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := settle("ks "+cmd.Name(), cmd.Flags(), file, os.LookupEnv); err != nil {
-				return cli.Usage("%v", err)
+			log, err := common.settle(cmd, "ks "+cmd.Name())
+			if err != nil {
+				return err
 			}
-			var level slog.Level
-			if err := level.UnmarshalText([]byte(logLevel)); err != nil {
-				return cli.Usage("log-level: %v", err)
-			}
-			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			cfg.Log = log
 			access, err := clusterAccess(kubeconfig, kubeContext)
 			if err != nil {
 				return err
@@ -83,8 +80,8 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
 			return c.Run(cmd.Context())
 		},
 	}
+	common.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&file, "config", "", "configuration `FILE` in YAML")
 	f.StringVar(&cfg.IAM, "iam-url", "", "`URL` of the IAM server")
 	f.StringVar(&cfg.Cluster, "cluster", "", "`NAME` or ID that this cluster is registered by at the IAM server")
 	f.StringVar(&cfg.Profile, "profile", binding.DefaultProfile, "trusted profile of the controller itself: name or ID")
@@ -98,7 +95,6 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
 	f.DurationVar(&cfg.Resync, "resync", binding.DefaultResync, "how often each binding is held against the IAM server, in case that something changed there")
 	f.DurationVar(&cfg.Sweep, "sweep", binding.DefaultSweep, "how often links are searched for whose binding is gone")
 	f.StringVar(&cfg.Metrics, "metrics", "", "`ADDRESS` of /metrics, /healthz and /readyz, such as :9473 (default: not served)")
-	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -17,7 +16,7 @@ import (
 
 func serverCommand() *cobra.Command {
 	var cfg server.Config
-	var file, logLevel string
+	var common settings
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run the IAM server",
@@ -37,12 +36,9 @@ refused.`,
   tabard server --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem --url https://iam.example.com:8470`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := settle(cmd.Name(), cmd.Flags(), file, os.LookupEnv); err != nil {
-				return cli.Usage("%v", err)
-			}
-			var level slog.Level
-			if err := level.UnmarshalText([]byte(logLevel)); err != nil {
-				return cli.Usage("log-level: %v", err)
+			log, err := common.settle(cmd, cmd.Name())
+			if err != nil {
+				return err
 			}
 			if err := cfg.Complete(); err != nil {
 				return cli.Usage("%v", err)
@@ -52,7 +48,7 @@ refused.`,
 			if err := os.Unsetenv("TABARD_MASTER_KEY"); err != nil {
 				return err
 			}
-			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			cfg.Log = log
 			s, err := server.Open(cmd.Context(), cfg)
 			if err != nil {
 				return err
@@ -61,8 +57,8 @@ refused.`,
 			return s.Run(cmd.Context())
 		},
 	}
+	common.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&file, "config", "", "configuration `FILE` in YAML")
 	f.StringVar(&cfg.DataDir, "data-dir", "tabard-data", "`DIR`ectory of the data; made if it does not exist")
 	f.StringArrayVar(&cfg.Listen, "listen", []string{"127.0.0.1:8470"}, "`ADDRESS` to serve on; can be given several times")
 	f.StringVar(&cfg.URL, "url", "", "`URL` under which clients reach the server (default: the first listen address)")
@@ -82,7 +78,6 @@ refused.`,
 	f.StringVar(&cfg.Master.Value, "master-key", "", "the master key itself in base64; give it as TABARD_MASTER_KEY, a flag is visible to others")
 	f.StringVar(&cfg.Master.Command, "master-key-command", "", "`COMMAND` that prints the master key in base64")
 	f.StringVar(&cfg.Driver, "driver", server.DriverAuto, "what runs instances on this machine: auto, netns, local or none")
-	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
 

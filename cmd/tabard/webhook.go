@@ -1,9 +1,6 @@
 package main
 
 import (
-	"fmt"
-	"log/slog"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,7 +12,8 @@ import (
 
 func webhookCommand() *cobra.Command {
 	var cfg webhook.Config
-	var file, logLevel, kubeconfig, kubeContext, caFile string
+	var common settings
+	var kubeconfig, kubeContext string
 	cmd := &cobra.Command{
 		Use:   "webhook",
 		Short: "Give pods what they need to put on their trusted profile",
@@ -55,33 +53,20 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
   tabard ks webhook --iam-url https://iam.example.com:8470 --kubeconfig admin.conf --namespace tabard-system --certificate-name 192.0.2.7`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := settle("ks "+cmd.Name(), cmd.Flags(), file, os.LookupEnv); err != nil {
-				return cli.Usage("%v", err)
+			log, err := common.settle(cmd, "ks "+cmd.Name())
+			if err != nil {
+				return err
 			}
-			var level slog.Level
-			if err := level.UnmarshalText([]byte(logLevel)); err != nil {
-				return cli.Usage("log-level: %v", err)
-			}
-			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
-			var cluster kube.Config
-			var err error
-			if kubeconfig != "" {
-				cluster, err = kube.FromKubeconfig(kubeconfig, kubeContext)
-			} else {
-				if cluster, err = kube.InCluster(); err == nil && cfg.Namespace == "" {
-					cfg.Namespace, err = kube.Pod{}.Namespace()
-				}
+			cfg.Log = log
+			cluster, err := clusterAccess(kubeconfig, kubeContext)
+			if err == nil && kubeconfig == "" && cfg.Namespace == "" {
+				cfg.Namespace, err = kube.Pod{}.Namespace()
 			}
 			if err != nil {
 				return err
 			}
 			if err := cfg.Complete(); err != nil {
 				return cli.Usage("%v", err)
-			}
-			if caFile != "" {
-				if cfg.CA, err = os.ReadFile(caFile); err != nil {
-					return fmt.Errorf("read the CA: %w", err)
-				}
 			}
 			if cfg.Kube, err = kube.New(cluster); err != nil {
 				return err
@@ -95,8 +80,8 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
 			return w.Run(cmd.Context())
 		},
 	}
+	common.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&file, "config", "", "configuration `FILE` in YAML")
 	f.StringVar(&cfg.IAMURL, "iam-url", "", "`URL` under which pods reach Tabard")
 	f.BoolVar(&cfg.InsecureHTTP, "insecure-http", false, "let --iam-url be plain HTTP beyond loopback; pods' tokens can then be read on the way")
 	f.StringVar(&cfg.Audience, "audience", "iam", "audience of pods' tokens, as registered with the cluster")
@@ -115,8 +100,7 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
 	f.BoolVar(&cfg.CheckProfiles, "check-profiles", false, "ask Tabard whether the profiles exist that service accounts name")
 	f.StringVar(&cfg.Profile, "profile", "tabard-webhook", "trusted profile of the webhook itself, for --check-profiles")
 	f.StringVar(&cfg.TokenFile, "token-file", "/var/run/secrets/tokens/sa-token", "`FILE` with the webhook's own token, for --check-profiles")
-	f.StringVar(&caFile, "ca-file", "", "PEM `FILE` of the authority of Tabard's certificate, besides those of the system, for --check-profiles")
+	f.StringVar(&cfg.CAFile, "ca-file", "", "PEM `FILE` of the authority of Tabard's certificate, besides those of the system, for --check-profiles")
 	f.DurationVar(&cfg.Drain, "drain", 5*time.Second, "how long calls are still taken after SIGTERM, until API servers know that this replica leaves")
-	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }

@@ -3,11 +3,13 @@
 # exchanges the pod's service-account token for an access token of a trusted
 # profile, and reads the list with that. No API key is stored anywhere.
 #
-# Settings: IAM_URL, PROFILE_NAME, and TOKEN_FILE if the token is elsewhere.
+# Settings: IAM_URL, PROFILE_NAME, and TOKEN_FILE if the token is elsewhere; or
+# else what the published SDKs read, which an admission webhook may have put there.
 # Ends with 0 when the list was read, 1 when it was refused or nobody answered,
 # and 2 when the pod is set up wrongly.
 set -eu
-iam=${IAM_URL-} profile=${PROFILE_NAME-} token_file=${TOKEN_FILE:-/var/run/secrets/tokens/sa-token}
+iam=${IAM_URL:-${RESOURCE_CONTROLLER_AUTH_URL-}} profile=${PROFILE_NAME:-${RESOURCE_CONTROLLER_IAM_PROFILE_NAME-}}
+token_file=${TOKEN_FILE:-${RESOURCE_CONTROLLER_CR_TOKEN_FILENAME:-/var/run/secrets/tokens/sa-token}}
 iam=${iam%/}
 
 fail() { # status, then what happened and what to do about it
@@ -27,13 +29,22 @@ field() {
 }
 
 # call asks with curl; afterwards $code is the HTTP status and $body the answer.
-# A server that asks to come back later is asked again.
+# What stands in $header goes by standard input, so that no token is on a command
+# line. A server that is busy is asked again; curl's own --retry would leave the
+# busy answer before the good one.
+header=
 call() {
-    answer=$(curl --silent --show-error --max-time 15 --retry 3 --retry-max-time 60 --write-out '\n%{http_code}' "$@") ||
-        fail 1 "$iam does not answer." "Check IAM_URL, name resolution, network policies, and for https whose certificate it is."
-    code=${answer##*
+    for wait in 1 2 4 8 0; do
+        answer=$(printf %s "$header" | curl --silent --show-error --max-time 15 --header @- --write-out '\n%{http_code}' "$@") ||
+            fail 1 "$iam does not answer." "Check IAM_URL, name resolution, network policies, and for https whose certificate it is."
+        code=${answer##*
 } body=${answer%
 *}
+        case $code in
+        429 | 502 | 503 | 504) sleep "$wait" ;;
+        *) break ;;
+        esac
+    done
 }
 
 refused() { # what was asked for
@@ -64,16 +75,15 @@ access_token=$(field access_token)
 [ -n "$access_token" ] || fail 1 "$iam does not speak like IAM." "Check IAM_URL and any proxy in between."
 echo "This pod acts as the trusted profile '$profile' now."
 
-# 2. The list, page by page, with the token from standard input.
+# 2. The list, page by page, with the access token.
+header="Authorization: Bearer $access_token"
 page=/v2/resource_instances?limit=100
 while [ -n "$page" ]; do
-    call "$iam$page" --header @- <<EOF
-Authorization: Bearer $access_token
-EOF
+    call "$iam$page"
     [ "$code" = 200 ] || refused "The list"
     printf %s "$body" | grep -o '"crn" *: *"[^"]*"' | sed 's/.*"\(crn:.*\)"/\1/' || true
     # The token goes to this server alone: what is another's is no path here.
-    page=$(field next_url)
+    page=$(field next_url | sed 's/\\u0026/\&/g')
     page=${page#"$iam"}
     case $page in
     /* | "") ;;

@@ -39,10 +39,13 @@ type config struct {
 	ResourceControllerURL string
 	TokenFile             string
 	Listen                string
+	Profile               string // with -once, unless a flag names another
 }
 
-// loadConfig reads the environment. With IAM_URL set, one server is taken to
-// speak for both services unless RESOURCE_CONTROLLER_URL says otherwise.
+// loadConfig reads the environment: the sample's own variables, and then those
+// that the published SDKs read for the resource controller, which an admission
+// webhook may have put there. With IAM's URL set, one server is taken to speak
+// for both services unless RESOURCE_CONTROLLER_URL says otherwise.
 func loadConfig(getenv func(string) string) (config, error) {
 	or := func(name, fallback string) string {
 		if v := getenv(name); v != "" {
@@ -50,16 +53,18 @@ func loadConfig(getenv func(string) string) (config, error) {
 		}
 		return fallback
 	}
-	iam := strings.TrimSuffix(strings.TrimRight(or("IAM_URL", "https://iam.cloud.ibm.com"), "/"), "/identity/token")
-	resources := "https://resource-controller.cloud.ibm.com"
-	if getenv("IAM_URL") != "" {
+	given := or("IAM_URL", getenv("RESOURCE_CONTROLLER_AUTH_URL"))
+	iam, resources := "https://iam.cloud.ibm.com", "https://resource-controller.cloud.ibm.com"
+	if given != "" {
+		iam = strings.TrimSuffix(strings.TrimRight(given, "/"), "/identity/token")
 		resources = iam
 	}
 	cfg := config{
 		IAMURL:                iam,
 		ResourceControllerURL: strings.TrimRight(or("RESOURCE_CONTROLLER_URL", resources), "/"),
-		TokenFile:             or("TOKEN_FILE", "/var/run/secrets/tokens/sa-token"),
+		TokenFile:             or("TOKEN_FILE", or("RESOURCE_CONTROLLER_CR_TOKEN_FILENAME", "/var/run/secrets/tokens/sa-token")),
 		Listen:                or("LISTEN", ":8080"),
+		Profile:               or("PROFILE_NAME", getenv("RESOURCE_CONTROLLER_IAM_PROFILE_NAME")),
 	}
 	for _, s := range []struct{ name, value string }{{"IAM_URL", cfg.IAMURL}, {"RESOURCE_CONTROLLER_URL", cfg.ResourceControllerURL}} {
 		u, err := url.Parse(s.value)
@@ -82,7 +87,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	flags := flag.NewFlagSet("resource-lister", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	once := flags.Bool("once", false, "list once, print the answer and exit, for a Kubernetes Job")
-	profile := flags.String("profile", "", "name of the trusted profile, with -once")
+	profile := flags.String("profile", "", "name of the trusted profile, with -once (default $PROFILE_NAME)")
 	tokenFile := flags.String("token-file", "", "file with the service-account token (default $TOKEN_FILE)")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -100,9 +105,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if *tokenFile != "" {
 		cfg.TokenFile = *tokenFile
 	}
+	if *profile != "" {
+		cfg.Profile = *profile
+	}
 	l := newLister(cfg)
 	if *once {
-		r := l.list(ctx, *profile)
+		r := l.list(ctx, cfg.Profile)
 		if _, err := stdout.Write(r.encode()); err != nil || r.Error != nil {
 			return 1
 		}

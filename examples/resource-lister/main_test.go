@@ -116,14 +116,25 @@ func TestTheEnvironmentConfigures(t *testing.T) {
 		env  env
 		want config
 	}{
-		{env{}, config{"https://iam.cloud.ibm.com", "https://resource-controller.cloud.ibm.com", "/var/run/secrets/tokens/sa-token", ":8080"}},
+		{env{}, config{"https://iam.cloud.ibm.com", "https://resource-controller.cloud.ibm.com", "/var/run/secrets/tokens/sa-token", ":8080", ""}},
 		{
 			env{"IAM_URL": "https://tabard.example.com/", "TOKEN_FILE": "/t", "LISTEN": ":1"},
-			config{"https://tabard.example.com", "https://tabard.example.com", "/t", ":1"},
+			config{"https://tabard.example.com", "https://tabard.example.com", "/t", ":1", ""},
 		},
 		{
 			env{"IAM_URL": "https://iam.example.com/identity/token", "RESOURCE_CONTROLLER_URL": "https://rc.example.com/"},
-			config{"https://iam.example.com", "https://rc.example.com", "/var/run/secrets/tokens/sa-token", ":8080"},
+			config{"https://iam.example.com", "https://rc.example.com", "/var/run/secrets/tokens/sa-token", ":8080", ""},
+		},
+		{
+			env{
+				"RESOURCE_CONTROLLER_AUTH_TYPE": "container", "RESOURCE_CONTROLLER_AUTH_URL": "https://tabard.example.com",
+				"RESOURCE_CONTROLLER_CR_TOKEN_FILENAME": "/elsewhere/token", "RESOURCE_CONTROLLER_IAM_PROFILE_NAME": "my-profile",
+			},
+			config{"https://tabard.example.com", "https://tabard.example.com", "/elsewhere/token", ":8080", "my-profile"},
+		},
+		{
+			env{"IAM_URL": "https://iam.example.com", "RESOURCE_CONTROLLER_AUTH_URL": "https://other.example.com", "PROFILE_NAME": "a", "RESOURCE_CONTROLLER_IAM_PROFILE_NAME": "b"},
+			config{"https://iam.example.com", "https://iam.example.com", "/var/run/secrets/tokens/sa-token", ":8080", "a"},
 		},
 	} {
 		if got, err := loadConfig(test.env.get); err != nil || got != test.want {

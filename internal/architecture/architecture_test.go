@@ -31,7 +31,7 @@ var layers = []struct {
 	}},
 	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention", "internal/placement", "internal/checkpoint"}},
 	{"edges", []string{
-		"internal/api", "internal/metadata", "internal/host", "internal/webhook", "internal/binding", "internal/server", "internal/cli", "internal/demo", "cmd", "authz", "examples",
+		"internal/api", "internal/metadata", "internal/host", "internal/iamclient", "internal/webhook", "internal/binding", "internal/server", "internal/cli", "internal/demo", "cmd", "authz", "examples",
 	}},
 }
 

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tabard.dev/tabard/internal/iamclient"
 )
 
 func TestANamespaceAllowsTheProfilesThatItNames(t *testing.T) {
@@ -179,7 +181,7 @@ func TestWhyTheServerWasNotReachedReadsTheSameEachTime(t *testing.T) {
 	if got := cause(fmt.Errorf("x: %w", context.DeadlineExceeded)); got != "no answer in time" {
 		t.Error(got)
 	}
-	if got := cause(fmt.Errorf("x: %w", &iamError{status: 503, message: "transaction 17"})); got != "status 503" {
+	if got := cause(fmt.Errorf("x: %w", &iamclient.Error{Status: 503, Message: "transaction 17"})); got != "status 503" {
 		t.Error(got)
 	}
 	if got := cause(fmt.Errorf("x: %w", errors.New("no such host"))); got != "no such host" {
@@ -189,7 +191,7 @@ func TestWhyTheServerWasNotReachedReadsTheSameEachTime(t *testing.T) {
 
 // iamAt returns a client of a server that misbehaves in some way; what a real
 // one does is played in the end-to-end tests.
-func iamAt(t *testing.T, h http.HandlerFunc) *iam {
+func iamAt(t *testing.T, h http.HandlerFunc) iam {
 	t.Helper()
 	s := httptest.NewServer(h)
 	t.Cleanup(s.Close)
@@ -197,83 +199,33 @@ func iamAt(t *testing.T, h http.HandlerFunc) *iam {
 	if err := os.WriteFile(file, []byte("proof\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err := newIAM(&Config{IAM: s.URL, Profile: "tabard-controller", TokenFile: file, Now: time.Now})
+	c, err := iamclient.New(iamclient.Config{URL: s.URL, Profile: "tabard-controller", TokenFile: file, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.http.CloseIdleConnections)
-	return c
+	t.Cleanup(c.Close)
+	return iam{c, func() bool { return true }}
 }
 
-func answerToken(w http.ResponseWriter, serial int64) {
-	claims, _ := json.Marshal(map[string]any{"iam_id": "iam-Profile-1", "account": map[string]string{"bss": "a"}, "n": serial})
+func answerToken(w http.ResponseWriter) {
+	claims, _ := json.Marshal(map[string]any{"iam_id": "iam-Profile-1", "account": map[string]string{"bss": "a"}})
 	fmt.Fprintf(w, `{"access_token": "h.%s.s", "expires_in": 3600}`, base64.RawURLEncoding.EncodeToString(claims))
 }
 
-func TestATokenThatIsTakenNoMoreIsReplacedOnce(t *testing.T) {
-	var logins, refused atomic.Int64
-	var never atomic.Bool
-	c := iamAt(t, func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.URL.Path == "/identity/token":
-			answerToken(w, logins.Add(1))
-		case never.Load() || logins.Load() < 2:
-			refused.Add(1)
-			w.WriteHeader(http.StatusUnauthorized)
-		default:
-			fmt.Fprint(w, `{"crn": "crn:x", "type": "IKS_SA"}`)
-		}
-	})
-	if _, err := c.cluster(t.Context(), "my-cluster"); err != nil || logins.Load() != 2 {
-		t.Errorf("%v after %d logins", err, logins.Load())
-	}
-	never.Store(true)
-	refused.Store(0)
-	if _, err := c.cluster(t.Context(), "my-cluster"); statusOf(err) != http.StatusUnauthorized || refused.Load() != 2 {
-		t.Errorf("%v after %d refusals", err, refused.Load())
-	}
-}
-
-func TestTheServersOddAnswersAreErrorsAndNoTokenGoesElsewhere(t *testing.T) {
+func TestTheNextPageIsAskedOfTheServerThatGaveTheFirst(t *testing.T) {
 	var elsewhere atomic.Int64
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
 	defer other.Close()
-	var mode atomic.Value
 	c := iamAt(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/identity/token" {
-			answerToken(w, 1)
-			return
-		}
-		switch mode.Load() {
-		case "redirect":
-			http.Redirect(w, r, other.URL+r.URL.Path, http.StatusTemporaryRedirect)
-		case "next elsewhere":
-			if r.URL.Query().Get("pagetoken") == "2" {
-				fmt.Fprint(w, `{"profiles": [{"id": "Profile-2", "name": "two"}]}`)
-				return
-			}
-			fmt.Fprintf(w, `{"next": "%s/v1/profiles?pagetoken=2", "profiles": [{"id": "Profile-1", "name": "one"}]}`, other.URL)
-		case "too long":
-			_, _ = w.Write(make([]byte, maxAnswer+1))
-		case "busy":
-			w.Header().Set("Retry-After", "7")
-			w.WriteHeader(http.StatusTooManyRequests)
+		switch {
+		case r.URL.Path == "/identity/token":
+			answerToken(w)
+		case r.URL.Query().Get("pagetoken") == "2":
+			fmt.Fprint(w, `{"profiles": [{"id": "Profile-2", "name": "two"}]}`)
 		default:
-			fmt.Fprint(w, "<html>")
+			fmt.Fprintf(w, `{"next": "%s/v1/profiles?pagetoken=2", "profiles": [{"id": "Profile-1", "name": "one"}]}`, other.URL)
 		}
 	})
-	for _, m := range []string{"redirect", "too long", "busy", "html"} {
-		mode.Store(m)
-		_, err := c.links(t.Context(), "Profile-1")
-		if err == nil || !unavailable(err) {
-			t.Errorf("%s: %v", m, err)
-		}
-		var e *iamError
-		if m == "busy" && (!errors.As(err, &e) || e.retryAfter != 7*time.Second) {
-			t.Errorf("%s: %v", m, err)
-		}
-	}
-	mode.Store("next elsewhere")
 	var names []string
 	for p, err := range c.profiles(t.Context(), "") {
 		if err != nil {
@@ -289,16 +241,50 @@ func TestTheServersOddAnswersAreErrorsAndNoTokenGoesElsewhere(t *testing.T) {
 	}
 }
 
-func TestAServerOnAnotherMachineIsReachedByHTTPSUnlessTold(t *testing.T) {
-	for raw, ok := range map[string]bool{
-		"https://iam.example.com": true, "http://127.0.0.1:8470": true, "http://localhost:8470/": true,
-		"http://iam.example.com": false, "": false, "iam.example.com": false, "https://u:p@iam.example.com": false, "ftp://iam.example.com": false,
+func TestOddAnswersAreNoAnswers(t *testing.T) {
+	for name, answer := range map[string]http.HandlerFunc{
+		"a redirect":   func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
+		"another page": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
+		"too busy":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) },
+		"broken":       func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) },
 	} {
-		if _, err := checkURL(raw, false); (err == nil) != ok {
-			t.Errorf("%q: %v", raw, err)
+		c := iamAt(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/identity/token" {
+				answerToken(w)
+				return
+			}
+			answer(w, r)
+		})
+		if _, err := c.links(t.Context(), "Profile-1"); err == nil || !unavailable(err) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := checkURL("http://iam.example.com", true); err != nil {
-		t.Error(err)
+}
+
+func TestNothingIsChangedAfterTheLeaseHasEnded(t *testing.T) {
+	var asked atomic.Int64
+	c := iamAt(t, func(http.ResponseWriter, *http.Request) { asked.Add(1) })
+	now := time.Unix(1_800_000_000, 0)
+	e := &election{life: 15 * time.Second, now: func() time.Time { return now }}
+	c.holds = e.holds
+	change := func() error {
+		_, err := c.createLink(t.Context(), "Profile-1", link{})
+		return errors.Join(err, c.deleteLink(t.Context(), "Profile-1", "link-1"))
+	}
+	if err := change(); !errors.Is(err, errNotLeading) {
+		t.Errorf("before there is a lease: %v", err)
+	}
+	if left := e.hold(now.Add(-time.Second)); left != 9*time.Second {
+		t.Errorf("it may lead for %s", left)
+	}
+	if now = now.Add(9 * time.Second); e.holds() {
+		t.Error("it leads for longer")
+	}
+	if err := change(); !errors.Is(err, errNotLeading) || !unavailable(err) || asked.Load() != 0 {
+		t.Errorf("afterwards: %v, after %d requests", err, asked.Load())
+	}
+	e.hold(now)
+	if !e.holds() {
+		t.Error("a renewed lease does not count")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tabard.dev/tabard/internal/iamclient"
 	"tabard.dev/tabard/internal/kube"
 )
 
@@ -49,12 +50,14 @@ type Config struct {
 
 // Controller reconciles the bindings of one cluster.
 type Controller struct {
-	cfg     Config
-	kube    *kube.Client
-	iam     *iam
-	metrics *metrics
-	monitor net.Listener // nil without metrics
-	ready   atomic.Bool  // it follows the cluster, or waits for its turn to lead
+	cfg  Config
+	kube *kube.Client
+	iam  iam
+
+	election *election
+	metrics  *metrics
+	monitor  net.Listener // nil without metrics
+	ready    atomic.Bool  // it follows the cluster, or waits for its turn to lead
 
 	mu        sync.Mutex
 	cluster   registeredCluster
@@ -104,11 +107,19 @@ func New(cfg Config) (*Controller, error) {
 	case cfg.Resync < time.Second || cfg.Sweep < time.Second:
 		return nil, errors.New("looks at bindings and searches for orphaned links must be a second apart at least")
 	}
-	client, err := newIAM(&cfg)
+	client, err := iamclient.New(iamclient.Config{
+		URL: cfg.IAM, Insecure: cfg.Insecure, CAFile: cfg.CAFile, Profile: cfg.Profile, TokenFile: cfg.TokenFile, Now: cfg.Now,
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the IAM server: %w", err)
 	}
-	c := &Controller{cfg: cfg, kube: cfg.Kube, iam: client, metrics: newMetrics()}
+	c := &Controller{cfg: cfg, kube: cfg.Kube, metrics: newMetrics()}
+	c.election = &election{
+		kube: c.kube, namespace: cfg.Namespace, name: "tabard-controller", holder: cfg.Holder,
+		life: cfg.Lease, now: cfg.Now, log: cfg.Log,
+		waiting: func() { c.ready.Store(true) },
+	}
+	c.iam = iam{client, c.election.holds}
 	if cfg.Metrics != "" {
 		if c.monitor, err = net.Listen("tcp", cfg.Metrics); err != nil {
 			return nil, fmt.Errorf("listen for metrics: %w", err)
@@ -120,7 +131,7 @@ func New(cfg Config) (*Controller, error) {
 // Run works until the context ends. It returns an error only for what cannot
 // get better.
 func (c *Controller) Run(ctx context.Context) error {
-	defer c.iam.http.CloseIdleConnections()
+	defer c.iam.Close()
 	defer c.kube.Close()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -133,12 +144,7 @@ func (c *Controller) Run(ctx context.Context) error {
 			}
 		})
 	}
-	e := &election{
-		kube: c.kube, namespace: c.cfg.Namespace, name: "tabard-controller", holder: c.cfg.Holder,
-		life: c.cfg.Lease, now: c.cfg.Now, log: c.cfg.Log,
-		waiting: func() { c.ready.Store(true) },
-	}
-	e.Run(ctx, c.lead)
+	c.election.Run(ctx, c.lead)
 	stop()
 	wg.Wait()
 	return failed

@@ -6,14 +6,18 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"tabard.dev/tabard/internal/kube"
 )
 
 // election lets one of several replicas lead, by a Lease of the cluster. A
-// replica that leads stops before another may begin: it gives up after two
-// thirds of the lease's time without having renewed it.
+// replica that leads stops before another may begin: it gives up when two thirds
+// of the lease's time have passed since it last began to renew it with success.
+// A replica that was stopped as a whole meanwhile, such as by a machine that
+// paused, learns from holds that its time is over before it learns it from the
+// end of its context.
 type election struct {
 	kube            *kube.Client
 	namespace, name string
@@ -22,6 +26,8 @@ type election struct {
 	now             func() time.Time
 	log             *slog.Logger
 	waiting         func() // called when another replica leads
+
+	until atomic.Pointer[time.Time] // when this replica's time to lead ends; nil while it does not
 
 	// Others' clocks may be wrong, so that a lease's age counts from when this
 	// replica first saw it as it is.
@@ -63,6 +69,7 @@ func (e *election) path() string {
 func (e *election) Run(ctx context.Context, lead func(ctx context.Context)) {
 	said := ""
 	for ctx.Err() == nil {
+		began := e.now()
 		held, err := e.take(ctx)
 		if err != nil && ctx.Err() == nil {
 			if cause := err.Error(); cause != said {
@@ -73,7 +80,7 @@ func (e *election) Run(ctx context.Context, lead func(ctx context.Context)) {
 		if held {
 			said = ""
 			e.log.Info("leading", "lease", e.namespace+"/"+e.name, "holder", e.holder)
-			e.lead(ctx, lead)
+			e.lead(ctx, began, lead)
 			continue
 		}
 		if err == nil {
@@ -83,38 +90,59 @@ func (e *election) Run(ctx context.Context, lead func(ctx context.Context)) {
 	}
 }
 
-func (e *election) lead(ctx context.Context, lead func(context.Context)) {
+// lead has lead run until the lease is lost, which was had by what began at a
+// time.
+func (e *election) lead(ctx context.Context, began time.Time, lead func(context.Context)) {
 	leading, stop := context.WithCancel(ctx)
 	defer stop()
+	end := time.AfterFunc(e.hold(began), stop)
+	defer end.Stop()
+	defer e.until.Store(nil)
 	done := make(chan struct{})
 	go func() { // ends before this function does
 		defer close(done)
 		lead(leading)
 	}()
-	renewed := e.now()
-	for leading.Err() == nil {
+	var last error
+	for {
 		pause(leading, e.life/6)
-		if ctx.Err() != nil {
+		if leading.Err() != nil {
 			break
 		}
-		held, err := e.take(ctx)
-		if held {
-			renewed = e.now()
-			continue
-		}
-		if err == nil {
+		began := e.now()
+		held, err := e.take(leading)
+		switch {
+		case leading.Err() != nil: // too late
+		case held:
+			end.Reset(e.hold(began))
+			err = nil
+		case err == nil:
 			e.log.Warn("another controller has taken the lease", "holder", e.seen.Holder)
 			stop()
-		} else if e.now().Sub(renewed) > e.life*2/3-e.life/6 {
-			e.log.Warn("the lease cannot be renewed; others may lead", "error", err)
-			stop()
 		}
+		last = err
 	}
-	stop()
+	if ctx.Err() == nil && last != nil {
+		e.log.Warn("the lease cannot be renewed; others may lead", "error", last)
+	}
 	<-done
 	if ctx.Err() != nil {
 		e.release(context.WithoutCancel(ctx))
 	}
+}
+
+// hold takes note of a renewal that began at a time, and returns how much longer
+// this replica may lead by it.
+func (e *election) hold(began time.Time) time.Duration {
+	until := began.Add(e.life * 2 / 3)
+	e.until.Store(&until)
+	return until.Sub(e.now())
+}
+
+// holds reports whether this replica may still lead.
+func (e *election) holds() bool {
+	until := e.until.Load()
+	return until != nil && e.now().Before(*until)
 }
 
 // take gets or renews the lease. It reports whether this replica holds it.

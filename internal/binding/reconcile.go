@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"tabard.dev/tabard/internal/iamclient"
 	"tabard.dev/tabard/internal/kube"
 )
 
@@ -108,7 +109,7 @@ func (c *Controller) free(ctx context.Context, b *binding) (*verdict, error) {
 		err = c.unlink(ctx, b, cluster, b.Status.ProfileID)
 	}
 	// Nothing of a cluster that is not registered admits anybody.
-	if err != nil && statusOf(err) != http.StatusNotFound {
+	if err != nil && iamclient.Status(err) != http.StatusNotFound {
 		v := c.explain(err, "remove the link")
 		v.message = "The binding is being deleted, and its link is still there. " + v.message
 		v.linkID, v.profileID, v.failed = b.Status.LinkID, b.Status.ProfileID, true
@@ -129,7 +130,7 @@ func (c *Controller) free(ctx context.Context, b *binding) (*verdict, error) {
 // API server.
 func (c *Controller) carryOut(ctx context.Context, b *binding) (*verdict, error) {
 	cluster, err := c.registered(ctx)
-	if statusOf(err) == http.StatusNotFound {
+	if iamclient.Status(err) == http.StatusNotFound {
 		return c.standing(b, &verdict{
 			status: "False", reason: ReasonClusterUnregistered, failed: true,
 			message: fmt.Sprintf("No cluster %q is registered at Tabard, or the controller's profile %q may not see it. Register it with: "+
@@ -203,7 +204,7 @@ func (c *Controller) wanted(ctx context.Context, b *binding) (profile, *verdict)
 	} else {
 		p, err = c.iam.profileByName(ctx, b.Spec.ProfileName)
 	}
-	if errors.Is(err, errNoProfile) || statusOf(err) == http.StatusNotFound {
+	if errors.Is(err, errNoProfile) || iamclient.Status(err) == http.StatusNotFound {
 		v := no(ReasonProfileNotFound, "Tabard has no trusted profile %q, or the controller's profile %q may not see it. Create it with: tabard iam trusted-profile-create NAME",
 			b.Spec.ProfileName+b.Spec.ProfileID, c.cfg.Profile)
 		v.failed = true
@@ -220,11 +221,11 @@ func (c *Controller) wanted(ctx context.Context, b *binding) (profile, *verdict)
 		}
 		return profile{}, c.notAllowed(b, p.Name)
 	}
-	who, err := c.iam.access(ctx, "")
+	who, err := c.iam.Session(ctx)
 	if err != nil {
 		return profile{}, c.explain(err, "read the trusted profile")
 	}
-	if p.ID == who.profileID {
+	if p.ID == who.ProfileID {
 		return profile{}, no(ReasonNotAllowed, "The trusted profile %q is the controller's own, which can link every other: it is never bound.", p.Name)
 	}
 	return p, nil
@@ -250,7 +251,7 @@ func (c *Controller) unlink(ctx context.Context, b *binding, cluster registeredC
 		return nil
 	}
 	links, err := c.iam.links(ctx, profile)
-	if statusOf(err) == http.StatusNotFound {
+	if iamclient.Status(err) == http.StatusNotFound {
 		return nil // the profile is gone, and its links with it
 	}
 	if err != nil {
@@ -317,7 +318,7 @@ func (c *Controller) link(ctx context.Context, b *binding, cluster registeredClu
 		case err == nil:
 			c.cfg.Log.Info("linked", "binding", b.key(), "account", b.Spec.ServiceAccount, "profile", p.ID, "link", made.ID)
 			return done(ReasonLinked, made.ID, "Pods with the service account %s can take on the trusted profile %s.", b.Spec.ServiceAccount, p.Name)
-		case statusOf(err) != http.StatusConflict:
+		case iamclient.Status(err) != http.StatusConflict:
 			v := c.explain(err, "link service accounts to the trusted profile")
 			if v.reason != ReasonUnavailable {
 				v.status = "False" // whereas one that was not answered may have been made
@@ -341,26 +342,26 @@ func (c *Controller) explain(err error, doing string) *verdict {
 // explainAs is explain for something that takes a role on a service.
 func (c *Controller) explainAs(err error, doing, role, service string) *verdict {
 	v := &verdict{status: "Unknown", unsure: true, failed: true, err: err}
-	var e *iamError
+	var e *iamclient.Error
 	answered := errors.As(err, &e)
 	if answered {
-		v.after = e.retryAfter
+		v.after = e.RetryAfter
 	}
 	switch {
 	case unavailable(err):
 		v.reason = ReasonUnavailable
-		v.message = fmt.Sprintf("Tabard at %s does not answer: %s. The controller tries again; links that are there go on working.", c.iam.server, cause(err))
-	case e.login:
+		v.message = fmt.Sprintf("Tabard at %s does not answer: %s. The controller tries again; links that are there go on working.", c.iam.URL(), cause(err))
+	case e.Login:
 		v.reason = ReasonForbidden
 		v.message = fmt.Sprintf("Tabard gives the controller no token for its profile %q: %s. The controller's service account must be linked to it: "+
-			"tabard iam trusted-profile-link-create %[1]s.", c.cfg.Profile, clip(e.message))
-	case e.status == http.StatusForbidden, e.status == http.StatusUnauthorized:
+			"tabard iam trusted-profile-link-create %[1]s.", c.cfg.Profile, clip(e.Message))
+	case e.Status == http.StatusForbidden, e.Status == http.StatusUnauthorized:
 		v.reason = ReasonForbidden
 		v.message = fmt.Sprintf("The controller's profile %q may not %s. Give it the role %s on the service %s: "+
 			"tabard iam trusted-profile-policy-create %[1]s --roles %[3]s --service-name %[4]s", c.cfg.Profile, doing, role, service)
 	default:
 		v.status, v.reason = "False", ReasonRefused
-		v.message = "Tabard refuses it: " + clip(e.message)
+		v.message = "Tabard refuses it: " + clip(e.Message)
 	}
 	return v
 }
@@ -368,12 +369,12 @@ func (c *Controller) explainAs(err error, doing, role, service string) *verdict 
 // cause says why the IAM server was not reached, in words that stay the same
 // from one attempt to the next.
 func cause(err error) string {
-	var answer *iamError
+	var answer *iamclient.Error
 	var op *net.OpError
 	var timeout net.Error
 	switch {
 	case errors.As(err, &answer):
-		return fmt.Sprintf("status %d", answer.status)
+		return fmt.Sprintf("status %d", answer.Status)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return "no answer in time"
 	case errors.As(err, &op):

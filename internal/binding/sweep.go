@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"tabard.dev/tabard/internal/iamclient"
 	"tabard.dev/tabard/internal/kube"
 )
 
@@ -70,7 +71,7 @@ func (c *Controller) sweepProfile(ctx context.Context, profile string) error {
 		return nil
 	}
 	links, err := c.iam.links(ctx, profile)
-	switch statusOf(err) {
+	switch iamclient.Status(err) {
 	case http.StatusNotFound, http.StatusForbidden:
 		return nil // it is gone, or none that the controller may link
 	}
@@ -78,7 +79,7 @@ func (c *Controller) sweepProfile(ctx context.Context, profile string) error {
 		return err
 	}
 	cluster, err := c.registered(ctx)
-	if statusOf(err) == http.StatusNotFound {
+	if iamclient.Status(err) == http.StatusNotFound {
 		return nil
 	}
 	if err != nil {

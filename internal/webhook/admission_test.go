@@ -121,11 +121,13 @@ func network(t *testing.T, answer http.HandlerFunc) (*profiles, func(time.Durati
 	}
 	var now atomic.Int64
 	now.Store(newYear.UnixNano())
-	p, err := newProfiles(s.URL, "own", file, nil, func() time.Time { return time.Unix(0, now.Load()) })
+	p, err := newProfiles(&Config{
+		IAMURL: s.URL, Profile: "own", TokenFile: file, Now: func() time.Time { return time.Unix(0, now.Load()) },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(p.http.CloseIdleConnections)
+	t.Cleanup(p.iam.Close)
 	return p, func(d time.Duration) { now.Add(int64(d)) }
 }
 

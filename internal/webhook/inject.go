@@ -9,6 +9,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"tabard.dev/tabard/internal/iamclient"
 )
 
 // What people write on their objects.
@@ -168,8 +170,6 @@ func ParseServices(list string) ([]string, error) {
 	return out, nil
 }
 
-var profileID = regexp.MustCompile(`^(?:iam-)?(Profile-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$`)
-
 // injector makes patches. It computes only.
 type injector struct {
 	iamURL      string // without a slash at its end
@@ -285,8 +285,8 @@ func (i *injector) variables(c *container, w *wish) []any {
 		if !slices.ContainsFunc(credentials, func(name string) bool { return set[prefix+name] }) {
 			add("AUTH_TYPE", "container")
 			add("AUTH_URL", i.iamURL)
-			if id := profileID.FindStringSubmatch(w.profile); id != nil {
-				add("IAM_PROFILE_ID", id[1])
+			if id, ok := iamclient.ProfileID(w.profile); ok {
+				add("IAM_PROFILE_ID", id)
 			} else {
 				add("IAM_PROFILE_NAME", w.profile)
 			}

@@ -17,8 +17,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
 	"strings"
 	"time"
 
@@ -26,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"tabard.dev/tabard/internal/iamclient"
 	"tabard.dev/tabard/internal/kube"
 )
 
@@ -54,7 +53,7 @@ type Config struct {
 	CheckProfiles bool
 	Profile       string
 	TokenFile     string
-	CA            []byte // PEM of the authority of Tabard's certificate, besides the system's
+	CAFile        string // PEM of the authority of Tabard's certificate, besides the system's; "" is none
 
 	// Drain is how long calls are still taken after the context has ended, so
 	// that API servers learn first that this replica is leaving.
@@ -88,16 +87,10 @@ func (c *Config) Complete() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	u, err := url.Parse(c.IAMURL)
-	switch {
-	case c.IAMURL == "":
-		return errors.New("iam-url: give the URL under which pods reach Tabard")
-	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && u.Scheme != "http":
-		return fmt.Errorf("iam-url: %q is not a URL such as https://iam.example.com", c.IAMURL)
-	case u.Scheme == "http" && !c.InsecureHTTP && !loopback(u.Hostname()):
-		return fmt.Errorf("iam-url: %s is plain HTTP, on which pods' tokens can be read: use https, or say --insecure-http", c.IAMURL)
+	var err error
+	if c.IAMURL, err = iamclient.CheckURL(c.IAMURL, c.InsecureHTTP); err != nil {
+		return fmt.Errorf("iam-url: %w", err)
 	}
-	c.IAMURL = strings.TrimRight(c.IAMURL, "/")
 	if c.TokenLifetime < 10*time.Minute || c.TokenLifetime > 24*time.Hour {
 		return errors.New("token-lifetime: it must be from 10m, the least that Kubernetes gives, to 24h")
 	}
@@ -120,11 +113,6 @@ func (c *Config) Complete() error {
 		return errors.New("profile: to check profiles the webhook needs one of its own")
 	}
 	return nil
-}
-
-func loopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // Webhook answers API servers.
@@ -152,7 +140,7 @@ func New(ctx context.Context, cfg Config) (*Webhook, error) {
 	}
 	var err error
 	if cfg.CheckProfiles {
-		if w.profiles, err = newProfiles(cfg.IAMURL, cfg.Profile, cfg.TokenFile, cfg.CA, cfg.Now); err != nil {
+		if w.profiles, err = newProfiles(&cfg); err != nil {
 			return nil, err
 		}
 	}
@@ -189,6 +177,9 @@ func (w *Webhook) Run(ctx context.Context) error {
 	// context, and the monitor says so.
 	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	if w.profiles != nil {
+		defer w.profiles.iam.Close()
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { w.keeper.run(keeping); return nil })
 	group.Go(func() error {

@@ -133,7 +133,7 @@ type replica struct {
 	cmd     *exec.Cmd
 	address string
 	metrics string
-	log     *lockedBuffer
+	log     *harness.Output
 	done    chan struct{}
 }
 
@@ -144,7 +144,7 @@ func (s *webhookSite) start(args ...string) *replica {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	r := &replica{t: s.t, address: freePort(s.t), metrics: freePort(s.t), log: &lockedBuffer{}, done: make(chan struct{})}
+	r := &replica{t: s.t, address: freePort(s.t), metrics: freePort(s.t), log: &harness.Output{}, done: make(chan struct{})}
 	r.cmd = exec.Command(bin, append([]string{
 		"ks", "webhook", "--iam-url", s.iamURL, "--kubeconfig", s.kubeconfig, "--namespace", webhookNamespace,
 		"--listen", r.address, "--metrics", r.metrics, "--certificate-name", "127.0.0.1", "--drain", "100ms", "--log-level", "debug",
@@ -171,24 +171,6 @@ func (s *webhookSite) start(args ...string) *replica {
 	})
 	s.balancer.add(r.address)
 	return r
-}
-
-// lockedBuffer is a log that is read while it is written.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func (r *replica) monitor(path string) (int, string) {

@@ -10,6 +10,7 @@ import (
 
 	"tabard.dev/tabard/internal/binding"
 	"tabard.dev/tabard/internal/cli"
+	"tabard.dev/tabard/internal/iamclient"
 	"tabard.dev/tabard/internal/kube"
 )
 
@@ -56,6 +57,10 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
 				return err
 			}
 			cfg.Log = log
+			// What the command lacks is said before what its surroundings lack.
+			if _, err := iamclient.CheckURL(cfg.IAM, cfg.Insecure); err != nil {
+				return cli.Usage("iam-url: %v", err)
+			}
 			access, err := clusterAccess(kubeconfig, kubeContext)
 			if err != nil {
 				return err

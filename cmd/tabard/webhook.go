@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tabard.dev/tabard/internal/cli"
+	"tabard.dev/tabard/internal/iamclient"
 	"tabard.dev/tabard/internal/kube"
 	"tabard.dev/tabard/internal/webhook"
 )
@@ -58,6 +59,10 @@ TABARD_IAM_URL) or as a key of the configuration file (iam-url: …).`,
 				return err
 			}
 			cfg.Log = log
+			// What the command lacks is said before what its surroundings lack.
+			if _, err := iamclient.CheckURL(cfg.IAMURL, cfg.InsecureHTTP); err != nil {
+				return cli.Usage("iam-url: %v", err)
+			}
 			cluster, err := clusterAccess(kubeconfig, kubeContext)
 			if err == nil && kubeconfig == "" && cfg.Namespace == "" {
 				cfg.Namespace, err = kube.Pod{}.Namespace()

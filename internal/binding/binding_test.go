@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -20,6 +22,7 @@ import (
 	"time"
 
 	"tabard.dev/tabard/internal/iamclient"
+	"tabard.dev/tabard/internal/kube"
 )
 
 func TestANamespaceAllowsTheProfilesThatItNames(t *testing.T) {
@@ -286,5 +289,50 @@ func TestNothingIsChangedAfterTheLeaseHasEnded(t *testing.T) {
 	e.hold(now)
 	if !e.holds() {
 		t.Error("a renewed lease does not count")
+	}
+}
+
+func TestAControllerWithoutItsTokenDoesNotStart(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{empty, empty + "-not", t.TempDir()} {
+		_, err := New(Config{
+			IAM: "https://iam.example.com", Cluster: "my-cluster", Namespace: "tabard-system", Holder: "me", TokenFile: file,
+			Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		})
+		if err == nil || !strings.Contains(err.Error(), "--token-file") {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+func TestAMissingResourceIsToldOnceAMinute(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	asked := 0
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer s.Close()
+	k, err := kube.New(kube.Config{URL: s.URL, CA: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	now := time.Now()
+	clock := func() time.Time { // of the mirror, which looks once for each answer
+		if asked == 5 {
+			cancel()
+		}
+		now = now.Add(25 * time.Second)
+		return now
+	}
+	var log strings.Builder
+	newMirror(k, clock, slog.New(slog.NewTextHandler(&log, nil)), collection, readBinding, func(key, *boundAs, *boundAs) {}).Run(ctx)
+	if n := strings.Count(log.String(), "custom resource definition"); n != 2 || asked != 5 {
+		t.Errorf("%d answers in 100 s are told %d times:\n%s", asked, n, &log)
 	}
 }

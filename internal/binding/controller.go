@@ -82,7 +82,7 @@ type boundAs struct {
 }
 
 // New returns a controller. It makes no request. The error says what is wrong
-// with the configuration.
+// with the configuration, or with the token file.
 func New(cfg Config) (*Controller, error) {
 	if cfg.Profile == "" {
 		cfg.Profile = DefaultProfile
@@ -112,6 +112,9 @@ func New(cfg Config) (*Controller, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the IAM server: %w", err)
+	}
+	if err := client.CheckToken(); err != nil {
+		return nil, fmt.Errorf("%w; say with --token-file FILE where the controller's own service-account token is, for the audience iam", err)
 	}
 	c := &Controller{cfg: cfg, kube: cfg.Kube, metrics: newMetrics()}
 	c.election = &election{
@@ -158,10 +161,10 @@ func (c *Controller) lead(ctx context.Context) {
 	c.ready.Store(false)
 	c.queue = newQueue()
 	defer c.queue.Close()
-	c.bindings = newMirror(c.kube, c.cfg.Log, collection, readBinding, c.bindingChanged)
+	c.bindings = newMirror(c.kube, c.cfg.Now, c.cfg.Log, collection, readBinding, c.bindingChanged)
 	touch := func(k key, _, _ *string) { c.touch(k.namespace) }
-	c.accounts = newMirror(c.kube, c.cfg.Log, "/api/v1/serviceaccounts", readAccount, touch)
-	c.namespaces = newMirror(c.kube, c.cfg.Log, "/api/v1/namespaces", readNamespace, touch)
+	c.accounts = newMirror(c.kube, c.cfg.Now, c.cfg.Log, "/api/v1/serviceaccounts", readAccount, touch)
+	c.namespaces = newMirror(c.kube, c.cfg.Now, c.cfg.Log, "/api/v1/namespaces", readNamespace, touch)
 	c.lost = make(chan lost, maxLost)
 
 	var wg sync.WaitGroup

@@ -18,6 +18,10 @@ import (
 // noticed after it; a healthy one goes on where the last watch ended.
 const watchTime = time.Minute
 
+// sayAgain is the time between two lines of the log on one thing that only people
+// can put right.
+const sayAgain = time.Minute
+
 // mirror holds what the controller needs of each object of a collection, and
 // tells when that changes.
 type mirror[T comparable] struct {
@@ -25,6 +29,7 @@ type mirror[T comparable] struct {
 	path    string // of the collection
 	read    func(json.RawMessage) (key, T, error)
 	changed func(k key, old, now *T) // nil where it was or is not there
+	now     func() time.Time
 	log     *slog.Logger
 
 	mu     sync.Mutex
@@ -33,8 +38,8 @@ type mirror[T comparable] struct {
 	once   sync.Once
 }
 
-func newMirror[T comparable](k *kube.Client, log *slog.Logger, path string, read func(json.RawMessage) (key, T, error), changed func(k key, old, now *T)) *mirror[T] {
-	return &mirror[T]{kube: k, path: path, read: read, changed: changed, log: log, items: map[key]T{}, synced: make(chan struct{})}
+func newMirror[T comparable](k *kube.Client, now func() time.Time, log *slog.Logger, path string, read func(json.RawMessage) (key, T, error), changed func(k key, old, now *T)) *mirror[T] {
+	return &mirror[T]{kube: k, path: path, read: read, changed: changed, now: now, log: log, items: map[key]T{}, synced: make(chan struct{})}
 }
 
 func (m *mirror[T]) Get(k key) (T, bool) {
@@ -60,6 +65,7 @@ func (m *mirror[T]) In(namespace string) []key {
 // Run follows the collection until the context ends.
 func (m *mirror[T]) Run(ctx context.Context) {
 	version, wait := "", firstRetry
+	var missing time.Time // when it was last said that there is no such resource
 	for ctx.Err() == nil {
 		var err error
 		if version == "" {
@@ -80,7 +86,10 @@ func (m *mirror[T]) Run(ctx context.Context) {
 		case kube.Code(err) == http.StatusGone:
 			version = ""
 		case kube.Code(err) == http.StatusNotFound:
-			m.log.Error("the cluster does not know the resource: apply the custom resource definition that comes with Tabard", "error", err)
+			if now := m.now(); now.Sub(missing) >= sayAgain {
+				missing = now
+				m.log.Error("the cluster does not know the resource: apply the custom resource definition that comes with Tabard", "error", err)
+			}
 			version = ""
 		default:
 			m.log.Warn("the cluster is not followed just now", "error", err)

@@ -121,6 +121,16 @@ func New(cfg Config) (*Client, error) {
 	}, nil
 }
 
+// CheckToken says why the pod's own token cannot be read, if so. It makes no
+// request.
+func (c *Client) CheckToken() error {
+	token, err := readTokenFile(c.cfg.TokenFile)
+	if err == nil && token == "" {
+		err = fmt.Errorf("the pod's own token: %s is empty", c.cfg.TokenFile)
+	}
+	return err
+}
+
 // Close ends the connections that wait for requests.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
@@ -131,7 +141,7 @@ func (c *Client) URL() string { return c.server }
 // slash at its end. With insecure, it may be plain HTTP on another machine.
 func CheckURL(raw string, insecure bool) (string, error) {
 	if raw == "" {
-		return "", errors.New("give the URL of the IAM server, such as https://iam.example.com:8470")
+		return "", errors.New("give --iam-url URL, the URL of the IAM server, such as https://iam.example.com:8470")
 	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "http" && u.Scheme != "https" {

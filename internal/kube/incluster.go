@@ -33,7 +33,7 @@ func (p Pod) Config() (Config, error) {
 	dir := cmp.Or(p.Dir, ServiceAccountDir)
 	host, port := p.Getenv("KUBERNETES_SERVICE_HOST"), p.Getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
-		return Config{}, errors.New("this is not a pod of a cluster: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set. Give a kubeconfig")
+		return Config{}, errors.New("this is not a pod of a cluster: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set. Give --kubeconfig FILE")
 	}
 	ca, err := readBounded(filepath.Join(dir, "ca.crt"))
 	if err != nil {

@@ -71,9 +71,13 @@ func (k *keeper) changeover() time.Duration {
 	return min(k.life/12, 10*time.Minute)
 }
 
+// sayAgain is the time between two lines of the log on one failure.
+const sayAgain = time.Minute
+
 // run keeps the certificate until the context ends.
 func (k *keeper) run(ctx context.Context) {
 	failing := false
+	said, saidAt := "", time.Time{} // what the log says already, and since when
 	for {
 		err := k.keep(ctx)
 		wait := k.interval()
@@ -85,10 +89,13 @@ func (k *keeper) run(ctx context.Context) {
 		case err != nil:
 			failing = true
 			k.metrics.upkeepErrors.Inc()
-			k.log.Error("keep the webhook's certificate", "error", err)
+			if now := k.now(); err.Error() != said || now.Sub(saidAt) >= sayAgain {
+				said, saidAt = err.Error(), now
+				k.log.Error("keep the webhook's certificate", "error", err)
+			}
 			wait = min(wait, 5*time.Second)
 		case failing:
-			failing = false
+			failing, said = false, ""
 			k.log.Info("the webhook's certificate is kept again")
 		}
 		select {

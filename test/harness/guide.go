@@ -57,6 +57,9 @@ func (sh *Shell) Follow(file string) {
 			continue
 		}
 		got := sh.Run(b.Commands)
+		if strings.Contains(got, "will never match") && !strings.Contains(b.Want, "will never match") {
+			sh.t.Errorf("%s: the commands\n%s\nmake what is of no use:\n%s", filepath.Base(file), b.Commands, got)
+		}
 		if b.Want != "" && !matches(b.Want, got) {
 			sh.t.Fatalf("%s: the commands\n%s\nprint\n%s\nand not\n%s", filepath.Base(file), b.Commands, got, b.Want)
 		}
@@ -84,7 +87,7 @@ type Shell struct {
 
 	t       testing.TB
 	in      io.Writer
-	out     *logBuffer
+	out     *Output
 	ended   <-chan struct{}
 	replace *strings.Replacer
 }
@@ -125,7 +128,7 @@ func StartShell(t testing.TB, s *Server, links map[string]string, env []string, 
 	}
 	ended := make(chan struct{})
 	sh := &Shell{
-		Timeout: time.Minute, t: t, in: in, out: &logBuffer{}, ended: ended, replace: strings.NewReplacer(replacements...),
+		Timeout: time.Minute, t: t, in: in, out: &Output{}, ended: ended, replace: strings.NewReplacer(replacements...),
 	}
 	cmd.Stdout, cmd.Stderr = sh.out, sh.out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -72,23 +72,23 @@ type Server struct {
 	args []string
 	env  []string
 	cmd  *exec.Cmd
-	log  *logBuffer
+	log  *Output
 	done chan error
 }
 
-// logBuffer keeps the server's log for the test that fails.
-type logBuffer struct {
+// Output is what a program writes, read while it still does.
+type Output struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-func (l *logBuffer) Write(p []byte) (int, error) {
+func (l *Output) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
 }
 
-func (l *logBuffer) String() string {
+func (l *Output) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
@@ -103,7 +103,7 @@ func Start(t testing.TB, args ...string) *Server {
 // StartIn starts a server on a data directory.
 func StartIn(t testing.TB, dir string, args ...string) *Server {
 	t.Helper()
-	s := &Server{T: t, Dir: dir, Home: filepath.Join(t.TempDir(), "home"), args: args, log: &logBuffer{}}
+	s := &Server{T: t, Dir: dir, Home: filepath.Join(t.TempDir(), "home"), args: args, log: &Output{}}
 	t.Cleanup(func() {
 		s.Stop()
 		if t.Failed() {

@@ -26,6 +26,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -62,26 +63,31 @@ type Node struct {
 	bridge  string
 	subnet  string
 	cluster *kubetest.Cluster
-	runtime *process // containerd, the first process of the node's PID namespace
-	kubelet *process
+	runtime *kubetest.Process // containerd, the first process of the node's PID namespace
+	kubelet *kubetest.Process
 }
 
 // New prepares a node for a control plane that is started with its
 // APIServerArgs. It skips the test where a node cannot run: without root, or
-// without what scripts/deps.sh installs.
+// without what scripts/deps.sh installs. In CI, and with KUBE_BIN as root, it
+// fails it instead, so that nothing goes untested there in silence.
 func New(t testing.TB) *Node {
 	t.Helper()
 	kubetest.Bin(t, "kubelet")
+	lacks := t.Skipf
+	if os.Getenv("CI") != "" || os.Getenv("KUBE_BIN") != "" && os.Getuid() == 0 {
+		lacks = t.Fatalf
+	}
 	if os.Getuid() != 0 {
-		t.Skip("a node needs root")
+		lacks("a node needs root")
 	}
 	for _, name := range []string{"containerd", "ctr", "runc", "ip", "mount", "nsenter", "busybox"} {
 		if _, err := exec.LookPath(name); err != nil {
-			t.Skipf("a node needs %s; scripts/deps.sh installs it", name)
+			lacks("a node needs %s; scripts/deps.sh installs it", name)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(plugins, "bridge")); err != nil {
-		t.Skipf("a node needs %s/bridge; scripts/deps.sh installs it", plugins)
+		lacks("a node needs %s/bridge; scripts/deps.sh installs it", plugins)
 	}
 	dir, err := os.MkdirTemp("", "kubenode-")
 	if err != nil {
@@ -268,7 +274,9 @@ done
 exec containerd --config "$1"
 `
 	var err error
-	n.runtime, err = start(n.file("containerd.log"), true, "sh", "-c", script, "sh", n.file("containerd.toml"))
+	first := exec.Command("sh", "-c", script, "sh", n.file("containerd.toml"))
+	first.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
+	n.runtime, err = kubetest.StartProcess(first, n.file("containerd.log"))
 	if err != nil {
 		return err
 	}
@@ -277,9 +285,9 @@ exec containerd --config "$1"
 
 func (n *Node) startKubelet() error {
 	var err error
-	n.kubelet, err = start(n.file("kubelet.log"), false, "nsenter", "--mount", "--pid", "--target", strconv.Itoa(n.runtime.cmd.Process.Pid),
+	n.kubelet, err = kubetest.StartProcess(exec.Command("nsenter", "--mount", "--pid", "--target", strconv.Itoa(n.runtime.PID()),
 		kubetest.Bin(n.t, "kubelet"), "--config="+n.file("kubelet.yaml"), "--kubeconfig="+n.file("kubeconfig"),
-		"--root-dir="+n.file("kubelet"), "--cert-dir="+n.file("kubelet-certs"), "--hostname-override="+Name, "--node-ip="+n.Address)
+		"--root-dir="+n.file("kubelet"), "--cert-dir="+n.file("kubelet-certs"), "--hostname-override="+Name, "--node-ip="+n.Address), n.file("kubelet.log"))
 	return err
 }
 
@@ -388,13 +396,13 @@ func forward(ctx context.Context, conn net.Conn, address string) {
 func (n *Node) file(name string) string { return filepath.Join(n.dir, name) }
 
 // poll waits until done, or until the process that it needs has ended.
-func (n *Node) poll(p *process, done func() bool) error {
+func (n *Node) poll(p *kubetest.Process, done func() bool) error {
 	for deadline := time.Now().Add(readyTimeout); !done(); time.Sleep(100 * time.Millisecond) {
-		if err := p.ended(); err != nil {
-			return fmt.Errorf("%s ended: %w\n%s", p.name, err, p.tail())
+		if err := p.Ended(); err != nil {
+			return fmt.Errorf("%s ended: %w\n%s", p.Name(), err, p.Tail())
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s is not ready within %s\n%s", p.name, readyTimeout, p.tail())
+			return fmt.Errorf("%s is not ready within %s\n%s", p.Name(), readyTimeout, p.Tail())
 		}
 	}
 	return nil
@@ -411,12 +419,10 @@ func (n *Node) stop() {
 		n.t.Logf("list what runs on the node: %v", err)
 	}
 	if n.t.Failed() {
-		n.t.Logf("kubelet.log:\n%s\ncontainerd.log:\n%s", tail(n.file("kubelet.log")), tail(n.file("containerd.log")))
+		n.t.Logf("kubelet.log:\n%s\ncontainerd.log:\n%s", kubetest.Tail(n.file("kubelet.log")), kubetest.Tail(n.file("containerd.log")))
 	}
-	n.runtime.kill()
-	if n.kubelet != nil {
-		n.kubelet.kill()
-	}
+	n.runtime.Kill()
+	n.kubelet.Kill()
 	for id := range strings.FieldsSeq(containers) {
 		for _, pattern := range []string{"/sys/fs/cgroup/k8s.io/", "/sys/fs/cgroup/*/k8s.io/"} {
 			groups, _ := filepath.Glob(pattern + id) // the pattern is well-formed

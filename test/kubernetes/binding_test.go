@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -92,25 +91,8 @@ type controllerRun struct {
 	t       *testing.T
 	cmd     *exec.Cmd
 	done    chan error
-	log     *output
+	log     *harness.Output
 	Metrics string
-}
-
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 func (w *bindings) controller(t *testing.T, args ...string) *controllerRun {
@@ -127,7 +109,7 @@ func (w *bindings) controller(t *testing.T, args ...string) *controllerRun {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &controllerRun{t: t, log: &output{}, done: make(chan error, 1), Metrics: l.Addr().String()}
+	r := &controllerRun{t: t, log: &harness.Output{}, done: make(chan error, 1), Metrics: l.Addr().String()}
 	l.Close()
 	r.cmd = exec.Command(bin, append([]string{
 		"ks", "controller", "--kubeconfig", w.k.KubeconfigFor("tabard-system", "tabard-controller"), "--token-file", file,

@@ -207,3 +207,52 @@ func TestAFreshClusterClosesItsDiscovery(t *testing.T) {
 		}
 	})
 }
+
+// One cluster under two names of an account is refused where the keys can be
+// compared. Where they cannot, its tokens are of neither.
+func TestATokenOfAClusterUnderTwoNamesIsRefused(t *testing.T) {
+	t.Parallel()
+	k := kubetest.Start(t, withReviewer(kubetest.Options{}))
+	allowReviewer(k)
+	k.Namespace("shop", nil, nil)
+	k.ServiceAccount("shop", "web", nil)
+	s := newSite(t)
+	s.resources("pod")
+	s.link("pod", s.register("first", reached(k, false)), "shop", "web")
+	token := k.Token("shop", "web", "iam", 3600, nil)
+	s.admitted(t, token, "pod")
+
+	for name, body := range map[string]object{"uploaded": uploaded(k), "from the same API server": reached(k, false)} {
+		if a := s.tryRegister("twin", body); a.Status != http.StatusConflict || !strings.Contains(string(a.Body), "first") {
+			t.Fatalf("the same keys, %s: %d %s", name, a.Status, a.Body)
+		}
+	}
+	body := uploaded(k)
+	k.Stop()
+	twin := s.register("twin", body)
+	k.Restart()
+	a := s.refused(t, token, "pod", "BXNIM0405E", "token-signature")
+	if !strings.Contains(string(a.Body), "several clusters") {
+		t.Errorf("%s", a.Body)
+	}
+
+	t.Run("also for a profile that is linked to both", func(t *testing.T) {
+		s.CLI("iam", "trusted-profile-link-create", "pod", "--name", "twin", "--cr-type", "IKS_SA",
+			"--link-crn", twin.CRN, "--link-namespace", "shop", "--link-name", "web")
+		s.refused(t, token, "pod", "BXNIM0405E", "token-signature")
+	})
+	t.Run("but not in another account", func(t *testing.T) {
+		other := s.account("other")
+		other.resources("elsewhere")
+		other.link("elsewhere", other.register("mine", uploaded(k)), "shop", "web")
+		var p struct{ ID string }
+		other.JSON(&p, "iam", "trusted-profile", "elsewhere")
+		if a := exchangeByID(other, token, p.ID); a.Status != http.StatusOK {
+			t.Errorf("%d %s", a.Status, a.Body)
+		}
+	})
+	t.Run("until one of the names is gone", func(t *testing.T) {
+		s.CLI("ks", "cluster-delete", "twin", "-f")
+		s.admitted(t, token, "pod")
+	})
+}

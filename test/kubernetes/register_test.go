@@ -372,5 +372,26 @@ spec:
 		if !strings.Contains(r.Err, "https://new.invalid") {
 			t.Errorf("it is not told that the issuer is about to change:\n%s", r.Err)
 		}
+		shift := &site{s}
+		shift.resources("routes", "pods")
+		var c registered
+		s.JSON(&c, "ks", "cluster-get", "shift")
+		link := func(profile, crType string) harness.Result {
+			return s.Run("iam", "trusted-profile-link-create", profile, "--name", "web", "--cr-type", crType,
+				"--link-crn", c.CRN, "--link-namespace", "shop", "--link-name", "web")
+		}
+		k.Namespace("shop", nil, nil)
+		k.ServiceAccount("shop", "web", nil)
+		token := k.Token("shop", "web", "iam", 600, nil)
+		if r := link("routes", "ROKS_SA"); r.Code != 0 {
+			t.Fatalf("%s%s", r.Out, r.Err)
+		}
+		if got := shift.names(t, shift.admitted(t, token, "routes")); len(got) != 1 || got[0] != "store" {
+			t.Errorf("its pod sees %v", got)
+		}
+		if r := link("pods", "IKS_SA"); r.Code != 0 {
+			t.Fatalf("%s%s", r.Out, r.Err)
+		}
+		shift.refused(t, token, "pods", "BXNIM0398E", "profile-link")
 	})
 }

@@ -50,7 +50,7 @@ type Cluster struct {
 	etcdAddress  string
 	key          signingKey
 	keyFiles     []string // public keys that the API server accepts, the present one first
-	etcd, server *process
+	etcd, server *Process
 	client       *kubernetes.Clientset
 }
 
@@ -161,11 +161,11 @@ func start(t testing.TB, o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.Cleanup(func() { c.etcd.kill() })
-	t.Cleanup(func() { c.server.kill() })
+	t.Cleanup(func() { c.etcd.Kill() })
+	t.Cleanup(func() { c.server.Kill() })
 	if err := c.serve(); err != nil {
-		c.server.kill()
-		c.etcd.kill()
+		c.server.Kill()
+		c.etcd.Kill()
 		return nil, err
 	}
 	if o.Controllers {
@@ -180,7 +180,7 @@ func start(t testing.TB, o Options) (*Cluster, error) {
 		if err != nil {
 			return nil, err
 		}
-		t.Cleanup(manager.kill)
+		t.Cleanup(manager.Kill)
 		if err := c.waitForDefaultAccount(manager); err != nil {
 			return nil, err
 		}
@@ -215,11 +215,11 @@ func (c *Cluster) serve() error {
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: 5 * time.Second}
 	return poll(startTimeout, func() (bool, error) {
-		if err := c.server.ended(); err != nil {
-			return false, fmt.Errorf("kube-apiserver ended before it served: %w\n%s", err, c.server.tail(15))
+		if err := c.server.Ended(); err != nil {
+			return false, fmt.Errorf("kube-apiserver ended before it served: %w\n%s", err, c.server.Tail())
 		}
-		if err := c.etcd.ended(); err != nil {
-			return false, fmt.Errorf("etcd ended: %w\n%s", err, c.etcd.tail(15))
+		if err := c.etcd.Ended(); err != nil {
+			return false, fmt.Errorf("etcd ended: %w\n%s", err, c.etcd.Tail())
 		}
 		req, err := http.NewRequest(http.MethodGet, c.URL+"/readyz", nil)
 		if err != nil {
@@ -235,10 +235,10 @@ func (c *Cluster) serve() error {
 	})
 }
 
-func (c *Cluster) waitForDefaultAccount(manager *process) error {
+func (c *Cluster) waitForDefaultAccount(manager *Process) error {
 	return poll(startTimeout, func() (bool, error) {
-		if err := manager.ended(); err != nil {
-			return false, fmt.Errorf("kube-controller-manager ended: %w\n%s", err, manager.tail(15))
+		if err := manager.Ended(); err != nil {
+			return false, fmt.Errorf("kube-controller-manager ended: %w\n%s", err, manager.Tail())
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()
@@ -282,7 +282,7 @@ func (c *Cluster) file(name string) string { return filepath.Join(c.Dir, name) }
 func (c *Cluster) showLogs() {
 	logs, _ := filepath.Glob(c.file("*.log"))
 	for _, f := range logs {
-		c.T.Logf("%s:\n%s", filepath.Base(f), tailOf(f, 40))
+		c.T.Logf("%s:\n%s", filepath.Base(f), Tail(f))
 	}
 }
 
@@ -298,13 +298,13 @@ func (c *Cluster) RESTConfig() *rest.Config {
 }
 
 // Stop ends the API server as a crash would; the store stays.
-func (c *Cluster) Stop() { c.server.kill() }
+func (c *Cluster) Stop() { c.server.Kill() }
 
 // Restart starts the API server again on its address, after Stop or without,
 // and waits until it is ready.
 func (c *Cluster) Restart() {
 	c.T.Helper()
-	c.server.kill()
+	c.server.Kill()
 	if err := c.serve(); err != nil {
 		c.T.Fatalf("restart the API server: %v", err)
 	}

@@ -122,7 +122,12 @@ type Call struct {
 	w       http.ResponseWriter
 	trace   activity.Trace
 	permits []string // ids of the policies that allowed something
+	about   Target   // see About
 }
+
+// About says what the request is about as far as that is known before its
+// transaction, for the event of a failure until then.
+func (c *Call) About(t Target) { c.about = t }
 
 // Target is what a request is about: the attributes that access is decided on,
 // and how the activity event names it.
@@ -272,7 +277,8 @@ func Change[B, T any](f *Family, pattern, action, event string,
 
 // ChangeAfter is Change with a step before the transaction, for work that must
 // not hold up other writers, such as a fetch over the network. prepare has to
-// authorize the caller itself before it does anything on his behalf.
+// authorize the caller itself before it does anything on his behalf, and to say
+// with [Call.About] what the request is about, for the event of its failure.
 func ChangeAfter[B, T any](f *Family, pattern, action, event string, prepare func(*Call, *B) error,
 	load func(*Call, *B) (T, Target, error), do func(*Call, *directory.Tx, *B, T) (Reply, Target, error),
 ) {
@@ -289,7 +295,7 @@ func ChangeAfter[B, T any](f *Family, pattern, action, event string, prepare fun
 		}
 		if prepare != nil {
 			if err := prepare(c, body); err != nil {
-				return Reply{}, c.recordFailure(event, Target{}, err)
+				return Reply{}, c.recordFailure(event, c.about, err)
 			}
 		}
 		var reply Reply

@@ -207,6 +207,7 @@ func (f *family) touch(c *api.Call, tx *directory.Tx, _ *api.None, r *identity.S
 }
 
 func (f *family) prepare(c *api.Call, b *robotBody) error {
+	c.About(api.Target{CRN: "crn:of:" + b.Name, Name: b.Name, TypeURI: "test/robot"})
 	if err := c.Authorize(actionCreate, c.InAccount("iam-identity")); err != nil {
 		return err
 	}
@@ -440,7 +441,7 @@ func TestAChangeThatFailsChangesNothingAndIsRecorded(t *testing.T) {
 	}
 	r := f.Do(apitest.Request{Method: "POST", Path: "/prepared", Body: `{"name":"x","fail":"prepare"}`})
 	wantError(t, r, 400, "unreachable")
-	if e := f.event(); e.Action != eventCreate || e.Outcome != activity.Failure {
+	if e := f.event(); e.Action != eventCreate || e.Outcome != activity.Failure || e.Target != (activity.Target{ID: "crn:of:x", Name: "x", TypeURI: "test/robot"}) {
 		t.Errorf("event %+v", e)
 	}
 	if n := f.d.ServiceIDs.Len(); n != 0 {

@@ -189,7 +189,7 @@ func TestTheCredentialStandsInNoError(t *testing.T) {
 			p.Reviewer = &attest.Reviewer{Opener: sealer, Now: p.clock.Now}
 			s.set(func(s *apiServer) { s.answer = echo(status) })
 			raw := p.token(t, nil)
-			proofs, err := p.Verify(ctx, raw)
+			proofs, _, err := p.Verify(ctx, raw)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -261,5 +261,46 @@ func TestTheEndOfACredentialIsWhatItSaysItself(t *testing.T) {
 	}
 	if _, ok := attest.CredentialEnd(uploaded("c0ffee", nil), sealer); ok {
 		t.Error("a cluster without an API server has one")
+	}
+}
+
+// A gateway serves the API servers of several clusters, each under a path.
+func TestAnAPIServerMayStandUnderAPath(t *testing.T) {
+	s, sealer := newAPIServer(t, jwttest.Set(t, jwk(t, "k1"))), newSealer(t)
+	s.status = stands(nil)
+	gateway := httptest.NewTLSServer(http.StripPrefix("/k8s/clusters/c-1", http.HandlerFunc(s.serve)))
+	t.Cleanup(gateway.Close)
+	at := func(c *cluster.Cluster, path string) *cluster.Cluster {
+		c.Server = &cluster.APIServer{URL: gateway.URL + path, CA: s.ca()} // all test servers have one certificate
+		c.Server.Sealed = sealer.Seal([]byte(s.credential), c.SealLabel())
+		return c
+	}
+	p := newPod(t)
+	k := &attest.Keys{Now: p.clock.Now, Opener: sealer}
+	if ids, err := k.CheckIDs(ctx, at(uploaded("c0ffee", nil), "/k8s/clusters/c-1")); err != nil || fmt.Sprint(ids) != "[k1]" {
+		t.Errorf("%v, %v", ids, err)
+	}
+	if ids, err := k.CheckIDs(ctx, at(uploaded("decaf", nil), "/k8s/clusters/c-2")); err == nil {
+		t.Errorf("another cluster's path has keys %v", ids)
+	}
+	p.cluster.Review = true
+	at(p.cluster, "/k8s/clusters/c-1")
+	p.Reviewer = &attest.Reviewer{Opener: sealer, Now: p.clock.Now}
+	t.Cleanup(p.Reviewer.Close)
+	proofs, _, err := p.Verify(ctx, p.token(t, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, r := proofs[0].Review(ctx, true); r != nil {
+		t.Error(r)
+	}
+	if n, _ := s.asked(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+	// The credential is bound to the path, too: it opens nowhere else.
+	p.cluster.Server.URL = gateway.URL + "/k8s/clusters/c-3"
+	p.cluster.Revision++
+	if err := p.Reviewer.Check(ctx, p.cluster); err == nil || strings.Contains(err.Error(), "404") {
+		t.Errorf("the credential was sent to another path: %v", err)
 	}
 }

@@ -71,6 +71,8 @@ type Refusal struct {
 // Aimed is a refusal as one account sees it.
 type Aimed struct {
 	AccountID string
+	Reason    Reason
+	Detail    string
 	Trace     activity.Trace
 }
 
@@ -82,6 +84,11 @@ func (r *Refusal) Error() string {
 }
 
 func (r *Refusal) Unwrap() error { return r.Cause }
+
+// aimed is the refusal as the account whose registration it is about sees it.
+func (r *Refusal) aimed(account string) Aimed {
+	return Aimed{AccountID: account, Reason: r.Reason, Detail: r.Detail, Trace: r.Trace}
+}
 
 // Proof is evidence with the trace of its checks.
 type Proof struct {

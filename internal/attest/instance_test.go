@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/jwt/jwttest"
+	"tabard.dev/tabard/internal/trust"
 	"tabard.dev/tabard/internal/vpc"
 )
 
@@ -109,6 +111,11 @@ func TestAnIdentityTokenIsEvidenceOfItsInstance(t *testing.T) {
 	}
 	if fmt.Sprint(ev.Claims) != fmt.Sprint(want) {
 		t.Errorf("claims %v, want %v", ev.Claims, want)
+	}
+	for name := range ev.Claims {
+		if !slices.Contains(trust.ClaimsOf(identity.VSI), name) {
+			t.Errorf("claim %s is proved but not said to be", name)
+		}
 	}
 	if claims.IaaS.InstanceID != "i1" || claims.Nonce != "n" || claims.JTI != "j" {
 		t.Errorf("claims %+v", claims)
@@ -333,7 +340,7 @@ func TestTokensOfOneSourceAreNothingToTheOther(t *testing.T) {
 	if _, _, err := s.Verify(p.token(t, nil)); err == nil {
 		t.Error("a service-account token passed for an identity token")
 	}
-	if proofs, err := p.Verify(ctx, s.token(t, "k1", nil)); err == nil {
+	if proofs, _, err := p.Verify(ctx, s.token(t, "k1", nil)); err == nil {
 		t.Errorf("an identity token passed for a service-account token: %v", proofs)
 	}
 }

@@ -99,7 +99,7 @@ func accounts(r *attest.Refusal) []string {
 
 func TestAServiceAccountTokenIsEvidenceOfItsPod(t *testing.T) {
 	p := newPod(t)
-	proofs, err := p.Verify(ctx, p.token(t, nil))
+	proofs, _, err := p.Verify(ctx, p.token(t, nil))
 	if err != nil || len(proofs) != 1 {
 		t.Fatalf("%d proofs, %v", len(proofs), err)
 	}
@@ -121,7 +121,7 @@ func TestAServiceAccountTokenIsEvidenceOfItsPod(t *testing.T) {
 func TestAClaimThatWasNotProvedIsAbsent(t *testing.T) {
 	p := newPod(t)
 	p.cluster.ResourceGroupID = "rg-without-a-name"
-	proofs, err := p.Verify(ctx, p.token(t, object{
+	proofs, _, err := p.Verify(ctx, p.token(t, object{
 		"kubernetes.io": object{"namespace": "apps", "serviceaccount": object{"name": "lister"}},
 		"pod":           "forged", "resource_group_name": "forged", "location": "forged",
 	}))
@@ -160,12 +160,12 @@ func TestATokenOfEveryClusterAlgorithmIsEvidence(t *testing.T) {
 			jwttest.Sign(t, `{"alg":"RS256","kid":"rsa"}`, p.claims(nil), rsa, 256),
 			jwttest.Sign(t, `{"alg":"RS256","kid":"rsa","typ":"JWT"}`, p.claims(nil), rsa, 256),
 		} {
-			if _, err := p.Verify(ctx, raw); err != nil {
+			if _, _, err := p.Verify(ctx, raw); err != nil {
 				t.Errorf("%v", err)
 			}
 		}
 		// A key that says what it is for is for nothing else.
-		_, err := p.Verify(ctx, jwttest.Sign(t, `{"alg":"RS512","kid":"rsa"}`, p.claims(nil), rsa, 512))
+		_, _, err := p.Verify(ctx, jwttest.Sign(t, `{"alg":"RS512","kid":"rsa"}`, p.claims(nil), rsa, 512))
 		if declared {
 			wantRefusal(t, err, attest.BadSignature, kubernetesChecks, attest.CheckSignature)
 		} else if err != nil {
@@ -284,7 +284,7 @@ func TestEachFaultOfAServiceAccountTokenHasItsReason(t *testing.T) {
 		}}), claims},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			proofs, err := p.Verify(ctx, tt.raw)
+			proofs, _, err := p.Verify(ctx, tt.raw)
 			if tt.want == fine {
 				if err != nil || len(proofs) != 1 {
 					t.Errorf("%d proofs, %v", len(proofs), err)
@@ -317,7 +317,7 @@ func TestKeysThatCannotBeFetchedAreNotTheTokensFault(t *testing.T) {
 	i.set(func(i *issuer) { i.discovery = fails })
 	p := newPod(t)
 	p.Clusters = registered{i.cluster()}
-	_, err := p.Verify(ctx, p.token(t, object{"iss": i.URL}))
+	_, _, err := p.Verify(ctx, p.token(t, object{"iss": i.URL}))
 	r := wantRefusal(t, err, attest.KeysUnavailable, kubernetesChecks, attest.CheckSignature)
 	if r.Cause == nil || strings.Contains(r.Detail, i.URL) {
 		t.Errorf("detail %q, cause %v", r.Detail, r.Cause)
@@ -329,7 +329,7 @@ func TestATokenOfAFetchedKeyIsEvidence(t *testing.T) {
 	i := newIssuer(t, jwttest.JWK(p.key.Public(), "k1", "ES256"))
 	p.Clusters = registered{i.cluster()}
 	for range 10 {
-		if _, err := p.Verify(ctx, p.token(t, object{"iss": i.URL})); err != nil {
+		if _, _, err := p.Verify(ctx, p.token(t, object{"iss": i.URL})); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -353,7 +353,7 @@ func TestAHeaderCannotChooseTheClustersKey(t *testing.T) {
 	}
 	for name, raw := range hostile {
 		t.Run(name, func(t *testing.T) {
-			proofs, err := p.Verify(ctx, raw)
+			proofs, _, err := p.Verify(ctx, raw)
 			var r *attest.Refusal
 			if len(proofs) != 0 || !errors.As(err, &r) || r.Reason != attest.Malformed && r.Reason != attest.BadSignature {
 				t.Errorf("%d proofs, %v", len(proofs), err)
@@ -367,9 +367,9 @@ func TestAKeyOfAnotherClusterProvesNothingAboutThisOne(t *testing.T) {
 	other := uploaded("decaf", jwttest.Set(t, jwttest.JWK(key.Public(), "k1", "ES256")))
 	other.Issuer = "https://other.test"
 	p := newPod(t, other)
-	_, err := p.Verify(ctx, jwttest.ES256(t, key, "k1", p.claims(nil), ""))
+	_, _, err := p.Verify(ctx, jwttest.ES256(t, key, "k1", p.claims(nil), ""))
 	wantRefusal(t, err, attest.BadSignature, kubernetesChecks, attest.CheckSignature)
-	proofs, err := p.Verify(ctx, jwttest.ES256(t, key, "k1", p.claims(object{"iss": other.Issuer}), ""))
+	proofs, _, err := p.Verify(ctx, jwttest.ES256(t, key, "k1", p.claims(object{"iss": other.Issuer}), ""))
 	if err != nil || len(proofs) != 1 || proofs[0].Evidence.CRN.Instance != "decaf" {
 		t.Errorf("%v, %v", proofs, err)
 	}
@@ -390,25 +390,28 @@ func TestAnIssuerRegisteredTwiceCountsByItsKeys(t *testing.T) {
 		"the cluster's token":  {p.token(t, nil), home},
 		"the impostor's token": {jwttest.ES256(t, mine, "k1", p.claims(nil), ""), away},
 	} {
-		proofs, err := p.Verify(ctx, tt.raw)
+		proofs, refused, err := p.Verify(ctx, tt.raw)
 		if err != nil || len(proofs) != 1 || proofs[0].Evidence.AccountID != tt.account || proofs[0].Evidence.CRN.AccountID() != tt.account {
 			t.Errorf("%s: %v, %v", name, proofs, err)
 		}
+		if len(refused) != 1 || refused[0].AccountID == tt.account || refused[0].Reason != attest.BadSignature {
+			t.Errorf("%s: refused %+v", name, refused)
+		}
 	}
-	_, err := p.Verify(ctx, jwttest.ES256(t, jwttest.Key(t, elliptic.P256()), "k1", p.claims(nil), ""))
+	_, _, err := p.Verify(ctx, jwttest.ES256(t, jwttest.Key(t, elliptic.P256()), "k1", p.claims(nil), ""))
 	if r := wantRefusal(t, err, attest.BadSignature, kubernetesChecks, attest.CheckSignature); !slices.Equal(accounts(r), []string{home, away}) {
 		t.Errorf("accounts %v", accounts(r))
 	}
 	// Registered by two accounts with the same keys, it is evidence in both.
 	impostor.JWKS = p.cluster.JWKS
 	impostor.Revision++
-	if proofs, err := p.Verify(ctx, p.token(t, nil)); err != nil || len(proofs) != 2 {
+	if proofs, _, err := p.Verify(ctx, p.token(t, nil)); err != nil || len(proofs) != 2 {
 		t.Errorf("%d proofs, %v", len(proofs), err)
 	}
 	// The refusal is that of the registration that came furthest, and each
 	// account learns of its own.
 	impostor.Audience = "other"
-	_, err = p.Verify(ctx, p.token(t, object{"aud": "iam", "exp": p.clock.Now().Unix()}))
+	_, _, err = p.Verify(ctx, p.token(t, object{"aud": "iam", "exp": p.clock.Now().Unix()}))
 	r := wantRefusal(t, err, attest.Expired, kubernetesChecks, attest.CheckTime)
 	if !slices.Equal(accounts(r), []string{home, away}) {
 		t.Fatalf("accounts %v", accounts(r))
@@ -430,13 +433,13 @@ func TestClustersOfOneIssuerAreToldApartByTheirKeys(t *testing.T) {
 		p.cluster.ID: p.token(t, nil),
 		sibling.ID:   jwttest.ES256(t, key, "k2", p.claims(nil), ""),
 	} {
-		proofs, err := p.Verify(ctx, raw)
+		proofs, _, err := p.Verify(ctx, raw)
 		if err != nil || len(proofs) != 1 || proofs[0].Evidence.Claims["service_instance"] != id {
 			t.Errorf("token of %s: %v, %v", id, proofs, err)
 		}
 	}
 	// The account gets one refusal: that of the cluster whose token it is.
-	_, err := p.Verify(ctx, jwttest.ES256(t, key, "k2", p.claims(object{"aud": "other"}), ""))
+	_, _, err := p.Verify(ctx, jwttest.ES256(t, key, "k2", p.claims(object{"aud": "other"}), ""))
 	r := wantRefusal(t, err, attest.WrongAudience, kubernetesChecks, attest.CheckAudience)
 	if len(r.Aimed) != 1 {
 		t.Fatalf("%d refusals in one account", len(r.Aimed))
@@ -455,11 +458,11 @@ func TestTwoKeysOfOneIDAreBothTried(t *testing.T) {
 		"second": jwttest.Sign(t, `{"alg":"RS256","kid":"k1"}`, p.claims(nil), second, 256),
 		"third":  p.token(t, nil),
 	} {
-		if _, err := p.Verify(ctx, raw); err != nil {
+		if _, _, err := p.Verify(ctx, raw); err != nil {
 			t.Errorf("the %s key: %v", name, err)
 		}
 	}
-	_, err := p.Verify(ctx, jwttest.ES256(t, jwttest.Key(t, elliptic.P256()), "k1", p.claims(nil), ""))
+	_, _, err := p.Verify(ctx, jwttest.ES256(t, jwttest.Key(t, elliptic.P256()), "k1", p.claims(nil), ""))
 	wantRefusal(t, err, attest.BadSignature, kubernetesChecks, attest.CheckSignature)
 }
 
@@ -468,6 +471,6 @@ func TestASmallRSAKeyOfAClusterProvesNothing(t *testing.T) {
 	key := jwttest.SmallRSA(t)
 	p.cluster.JWKS = jwttest.Set(t, jose.JSONWebKey{Key: key.Public(), KeyID: "k1"})
 	p.cluster.Revision++
-	_, err := p.Verify(ctx, jwttest.Sign(t, `{"alg":"RS256","kid":"k1"}`, p.claims(nil), key, 256))
+	_, _, err := p.Verify(ctx, jwttest.Sign(t, `{"alg":"RS256","kid":"k1"}`, p.claims(nil), key, 256))
 	wantRefusal(t, err, attest.BadSignature, kubernetesChecks, attest.CheckSignature)
 }

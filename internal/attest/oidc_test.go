@@ -97,7 +97,7 @@ func (c *ci) token(t *testing.T, change map[string]any) string {
 
 func TestAWorkloadIssuersTokenProvesWhatTheMappingNamesAndNothingElse(t *testing.T) {
 	c := newCI(t)
-	proofs, err := c.Verify(t.Context(), c.token(t, nil))
+	proofs, _, err := c.Verify(t.Context(), c.token(t, nil))
 	if err != nil || len(proofs) != 1 {
 		t.Fatalf("%d proofs, %v", len(proofs), err)
 	}
@@ -143,7 +143,7 @@ func TestATokenThatIsNotTheIssuersOwnIsRefused(t *testing.T) {
 		"a header that brings its own keys": {jwttest.ES256(t, other, "k1", c.claims(nil), `,"jku":"https://evil.example/keys"`), attest.Malformed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			proofs, err := c.Verify(t.Context(), tt.raw)
+			proofs, _, err := c.Verify(t.Context(), tt.raw)
 			var r *attest.Refusal
 			if !asRefusal(err, &r) || r.Reason != tt.reason || len(proofs) != 0 {
 				t.Errorf("%d proofs, error %v, want %s", len(proofs), err, tt.reason)
@@ -162,11 +162,11 @@ func asRefusal(err error, r **attest.Refusal) bool {
 func TestALongLivedTokenCountsWhileItIsYoung(t *testing.T) {
 	c := newCI(t)
 	raw := c.token(t, map[string]any{"exp": c.now.Add(10 * time.Hour).Unix()})
-	if _, err := c.Verify(t.Context(), raw); err != nil {
+	if _, _, err := c.Verify(t.Context(), raw); err != nil {
 		t.Fatal(err)
 	}
 	c.now = c.now.Add(time.Hour)
-	if _, err := c.Verify(t.Context(), raw); err == nil {
+	if _, _, err := c.Verify(t.Context(), raw); err == nil {
 		t.Error("it counts after an hour")
 	}
 }
@@ -177,11 +177,11 @@ func TestTwoAccountsThatRegisteredOneIssuerEachGetTheirOwnEvidence(t *testing.T)
 	second := c.registration(t, account, strings.Replace(ciCRN, "aaaa", "bbbb", 1))
 	second.Audience = "https://other.example.com/identity"
 	c.issuers = append(c.issuers, second)
-	proofs, err := c.Verify(t.Context(), c.token(t, nil))
+	proofs, _, err := c.Verify(t.Context(), c.token(t, nil))
 	if err != nil || len(proofs) != 1 || proofs[0].Evidence.AccountID != c.issuers[0].AccountID {
 		t.Fatalf("made for the first one's audience: %+v, %v", proofs, err)
 	}
-	proofs, err = c.Verify(t.Context(), c.token(t, map[string]any{"aud": []string{ciAudience, second.Audience}}))
+	proofs, _, err = c.Verify(t.Context(), c.token(t, map[string]any{"aud": []string{ciAudience, second.Audience}}))
 	if err != nil || len(proofs) != 2 {
 		t.Fatalf("made for both: %d proofs, %v", len(proofs), err)
 	}
@@ -203,7 +203,7 @@ func TestATestTokenIsVerifiedAgainstARegistrationThatDoesNotStandYet(t *testing.
 	if _, err := c.TryIssuer(t.Context(), i, c.token(t, map[string]any{"iss": "https://elsewhere"})); err == nil {
 		t.Error("another issuer's token passed")
 	}
-	if _, err := c.Verify(t.Context(), c.token(t, nil)); err == nil {
+	if _, _, err := c.Verify(t.Context(), c.token(t, nil)); err == nil {
 		t.Error("it counts before it is registered")
 	}
 }

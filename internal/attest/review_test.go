@@ -66,7 +66,7 @@ func newReviewedPod(t *testing.T, more ...*cluster.Cluster) *reviewedPod {
 
 func (r *reviewedPod) review(t *testing.T, raw string) (activity.Trace, *attest.Refusal) {
 	t.Helper()
-	proofs, err := r.Verify(ctx, raw)
+	proofs, _, err := r.Verify(ctx, raw)
 	if err != nil || len(proofs) != 1 || !proofs[0].Demands() {
 		t.Fatalf("%d proofs, %v", len(proofs), err)
 	}
@@ -121,7 +121,7 @@ func TestAReviewIsAskedForOnceInAWhile(t *testing.T) {
 func TestAClusterThatDemandsNoReviewIsNotAsked(t *testing.T) {
 	p := newReviewedPod(t)
 	p.cluster.Review = false
-	proofs, err := p.Verify(ctx, p.token(t, nil))
+	proofs, _, err := p.Verify(ctx, p.token(t, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,12 +144,12 @@ func TestAReviewIsNotRememberedBeyondTheTokensEnd(t *testing.T) {
 	p := newReviewedPod(t)
 	raw := p.token(t, object{"exp": p.clock.Now().Add(3 * time.Second).Unix()})
 	p.want(t, raw, "")
-	proofs, err := p.Verify(ctx, raw)
+	proofs, _, err := p.Verify(ctx, raw)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.clock.advance(3 * time.Second)
-	if _, err := p.Verify(ctx, raw); err == nil {
+	if _, _, err := p.Verify(ctx, raw); err == nil {
 		t.Error("the token is good after its end")
 	}
 	// Whoever verified it a moment before does not get a remembered answer.
@@ -270,7 +270,7 @@ func TestABrokenReviewerIsAskedAtABoundedRate(t *testing.T) {
 func TestManyRequestsWithOneTokenCauseOneReview(t *testing.T) {
 	p := newReviewedPod(t)
 	raw := p.token(t, nil)
-	proofs, err := p.Verify(ctx, raw)
+	proofs, _, err := p.Verify(ctx, raw)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +296,7 @@ func TestACallerWhoGivesUpDoesNotEndTheReviewOfOthers(t *testing.T) {
 			return stands(nil)(token, audiences)
 		}
 	})
-	proofs, err := p.Verify(ctx, p.token(t, nil))
+	proofs, _, err := p.Verify(ctx, p.token(t, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -370,7 +370,7 @@ func TestATokenIsShownToNoAPIServerOfAnotherAccount(t *testing.T) {
 	}
 	of := func(t *testing.T, p *reviewedPod, account string) attest.Proof {
 		t.Helper()
-		proofs, err := p.Verify(ctx, p.token(t, nil))
+		proofs, _, err := p.Verify(ctx, p.token(t, nil))
 		if err != nil || len(proofs) != 2 {
 			t.Fatalf("%d proofs, %v", len(proofs), err)
 		}
@@ -407,7 +407,7 @@ func TestATokenIsShownToNoAPIServerOfAnotherAccount(t *testing.T) {
 		down.answer = fails
 		mine := down.behind(uploaded("c0ffee", nil), newSealer(t))
 		p.Clusters = registered{mine, claim(p, p.clock.Now())}
-		proofs, err := p.Verify(ctx, p.token(t, nil))
+		proofs, _, err := p.Verify(ctx, p.token(t, nil))
 		if err != nil || len(proofs) != 1 {
 			t.Fatalf("%d proofs, %v", len(proofs), err)
 		}

@@ -90,7 +90,7 @@ func (u *Users) Verify(ctx context.Context, raw string) ([]UserProof, error) {
 	for _, p := range providers {
 		s := steps{names: userChecks, trace: slices.Clone(start.trace)}
 		if r := u.verifyFor(ctx, p, t, &claims, &s); r != nil {
-			aimed = append(aimed, Aimed{AccountID: p.AccountID, Trace: r.Trace})
+			aimed = append(aimed, r.aimed(p.AccountID))
 			if nearest == nil || passed(r.Trace) > passed(nearest.Trace) {
 				nearest = r
 			}

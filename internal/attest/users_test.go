@@ -360,12 +360,12 @@ func TestKeysOfAClusterAreNotThoseOfAProvider(t *testing.T) {
 		if _, err := d.Verify(ctx, byProvider); err != nil {
 			t.Error(err)
 		}
-		if _, err := pods.Verify(ctx, byPod); err != nil {
+		if _, _, err := pods.Verify(ctx, byPod); err != nil {
 			t.Error(err)
 		}
 		_, err := d.Verify(ctx, byPod)
 		wantRefusal(t, err, attest.BadSignature, userChecks, attest.CheckSignature)
-		_, err = pods.Verify(ctx, byProvider)
+		_, _, err = pods.Verify(ctx, byProvider)
 		wantRefusal(t, err, attest.BadSignature, kubernetesChecks, attest.CheckSignature)
 		d.Keys = &attest.Keys{Now: d.clock.Now}
 		pods.Keys = d.Keys

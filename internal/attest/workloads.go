@@ -106,20 +106,23 @@ func (o outcome) disproved() bool { return o.refusal != nil && o.refusal.Reason 
 const patience = 250 * time.Millisecond
 
 // Verify returns the evidence that a token gives: a proof for each account
-// whose registration it meets. Where the cluster demands a review, [Proof.Review]
-// must be asked before the evidence is acted upon. The error is a *Refusal.
-func (w *Workloads) Verify(ctx context.Context, raw string) ([]Proof, error) {
+// whose registration it meets, and beside them the refusals of the accounts that
+// have registered the issuer but whose registrations it does not meet. Those are
+// for the accounts' own logs; nothing of them may be told to the caller, nor to
+// another account. Where the cluster demands a review, [Proof.Review] must be
+// asked before the evidence is acted upon. The error is a *Refusal.
+func (w *Workloads) Verify(ctx context.Context, raw string) ([]Proof, []Aimed, error) {
 	p, r := present(raw)
 	if r != nil {
-		return nil, r
+		return nil, nil, r
 	}
 	registered := w.registered(p.claims.Issuer)
 	if p.podErr != nil && !slices.ContainsFunc(registered, func(r registration) bool { return r.issuer != nil }) {
-		return nil, p.unreadable(p.podErr)
+		return nil, nil, p.unreadable(p.podErr)
 	}
 	p.passForm()
 	if len(registered) == 0 {
-		return nil, p.unknown()
+		return nil, nil, p.unknown()
 	}
 	p.steps.pass(CheckIssuer, "a registered issuer", p.claims.Issuer)
 	outcomes := w.tryAll(ctx, registered, p)
@@ -144,17 +147,21 @@ func (w *Workloads) Verify(ctx context.Context, raw string) ([]Proof, error) {
 		seen := slices.IndexFunc(aimed, func(a Aimed) bool { return a.AccountID == account })
 		switch {
 		case seen < 0:
-			aimed = append(aimed, Aimed{AccountID: account, Trace: refusal.Trace})
+			aimed = append(aimed, refusal.aimed(account))
 		case progress(refusal.Trace) > progress(aimed[seen].Trace):
-			aimed[seen].Trace = refusal.Trace
+			aimed[seen] = refusal.aimed(account)
 		}
 	}
 	if len(proofs) > 0 {
-		return proofs, nil
+		// What another registration of the account has proved is not refused.
+		aimed = slices.DeleteFunc(aimed, func(a Aimed) bool {
+			return slices.ContainsFunc(proofs, func(p Proof) bool { return p.Evidence.AccountID == a.AccountID })
+		})
+		return proofs, aimed, nil
 	}
 	refusal := *nearest
 	refusal.Aimed = aimed
-	return nil, &refusal
+	return nil, nil, &refusal
 }
 
 // Try verifies a token as [Workloads.Verify] does, but against one cluster

@@ -17,6 +17,7 @@ import (
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/jwt/jwttest"
+	"tabard.dev/tabard/internal/trust"
 )
 
 // vouched are the workload issuers that the verifier knows.
@@ -57,7 +58,7 @@ func (j *job) token(t *testing.T, change object) string {
 
 func TestATokenOfAWorkloadIssuerIsEvidenceOfWhatIsMapped(t *testing.T) {
 	j, i := newJob(t)
-	proofs, err := j.Verify(ctx, j.token(t, nil))
+	proofs, _, err := j.Verify(ctx, j.token(t, nil))
 	if err != nil || len(proofs) != 1 {
 		t.Fatalf("%d proofs, %v", len(proofs), err)
 	}
@@ -78,7 +79,7 @@ func TestATokenOfAWorkloadIssuerIsEvidenceOfWhatIsMapped(t *testing.T) {
 func TestAWorkloadIssuerCannotSayWhoVouches(t *testing.T) {
 	j, i := newJob(t)
 	i.Mapping.Claims = map[string]string{"issuer": "fake", "crn": "fake", "sub": "fake", "kept": "fake"}
-	proofs, err := j.Verify(ctx, j.token(t, object{"fake": "forged", "issuer": "forged", "crn": "forged"}))
+	proofs, _, err := j.Verify(ctx, j.token(t, object{"fake": "forged", "issuer": "forged", "crn": "forged"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +120,7 @@ func TestATokenOfAWorkloadIssuerIsCheckedLikeAnyOther(t *testing.T) {
 		"of any Kubernetes form":        {j.token(t, object{"kubernetes.io": "a text"}), "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			proofs, err := j.Verify(ctx, tt.raw)
+			proofs, _, err := j.Verify(ctx, tt.raw)
 			if tt.reason == "" {
 				if err != nil || len(proofs) != 1 {
 					t.Errorf("%d proofs, %v", len(proofs), err)
@@ -142,7 +143,7 @@ func jsonOf(part string) (string, error) {
 func TestAClusterAndAWorkloadIssuerOfOneNameKeepApart(t *testing.T) {
 	j, i := newJob(t)
 	i.Issuer, i.Audience = j.cluster.Issuer, j.cluster.Audience
-	proofs, err := j.Verify(ctx, j.pod.token(t, nil))
+	proofs, _, err := j.Verify(ctx, j.pod.token(t, nil))
 	if err != nil || len(proofs) != 2 || proofs[0].Evidence.Type != identity.IKSSA || proofs[1].Evidence.Type != identity.OIDC {
 		t.Fatalf("%+v, %v", proofs, err)
 	}
@@ -150,7 +151,7 @@ func TestAClusterAndAWorkloadIssuerOfOneNameKeepApart(t *testing.T) {
 		t.Error("the workload issuer proves a namespace that nobody mapped")
 	}
 	// What is no pod's token is the workload issuer's alone.
-	proofs, err = j.Verify(ctx, j.pod.token(t, object{"kubernetes.io": "a text"}))
+	proofs, _, err = j.Verify(ctx, j.pod.token(t, object{"kubernetes.io": "a text"}))
 	if err != nil || len(proofs) != 1 || proofs[0].Evidence.Type != identity.OIDC {
 		t.Errorf("%+v, %v", proofs, err)
 	}
@@ -159,7 +160,7 @@ func TestAClusterAndAWorkloadIssuerOfOneNameKeepApart(t *testing.T) {
 func TestNodeAndGroupsAreClaimsOfAPod(t *testing.T) {
 	p := newPod(t)
 	p.cluster.GroupIDs = []string{"prod", "eu"} // the directory of the tests shows ids
-	proofs, err := p.Verify(ctx, p.token(t, object{"kubernetes.io": object{
+	proofs, _, err := p.Verify(ctx, p.token(t, object{"kubernetes.io": object{
 		"namespace": "apps", "serviceaccount": object{"name": "lister", "uid": "u1"}, "pod": object{"name": "pod-1", "uid": "u2"},
 		"node": object{"name": "node-1", "uid": "u3"}, "warnafter": 1750000000, "cluster_group": "forged", "more": []any{object{}},
 	}, "cluster_group": "forged", "node": "forged"}))
@@ -167,6 +168,10 @@ func TestNodeAndGroupsAreClaimsOfAPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	claims := proofs[0].Evidence.Claims
+	// What is proved and what is said to be are one list.
+	if said := trust.ClaimsOf(identity.IKSSA); !slices.Equal(slices.Sorted(maps.Keys(claims)), slices.Sorted(slices.Values(said))) {
+		t.Errorf("claims %v are proved, %v said to be", slices.Sorted(maps.Keys(claims)), said)
+	}
 	if claims["node"] != "node-1" || claims["pod_uid"] != "u2" || !slices.Equal(claims["cluster_group"].([]string), []string{"prod", "eu"}) {
 		t.Errorf("claims %v", claims)
 	}
@@ -190,7 +195,7 @@ func TestANameThatKubernetesCannotHaveProvesNothing(t *testing.T) {
 		"a space":                        names("apps", "li ster", "", ""),
 		"a name without end":             names("apps", strings.Repeat("x", 254), "", ""),
 	} {
-		_, err := p.Verify(ctx, raw)
+		_, _, err := p.Verify(ctx, raw)
 		t.Log(name)
 		wantRefusal(t, err, attest.BadClaims, kubernetesChecks, attest.CheckClaims)
 	}
@@ -205,13 +210,13 @@ func TestATokenOfTheOldKindIsRefusedWithAWayOut(t *testing.T) {
 			"kubernetes.io/serviceaccount/service-account.name": "lister", "kubernetes.io/serviceaccount/service-account.uid": "u1",
 		})
 	}
-	_, err := p.Verify(ctx, legacy("kubernetes/serviceaccount"))
+	_, _, err := p.Verify(ctx, legacy("kubernetes/serviceaccount"))
 	r := wantRefusal(t, err, attest.UnknownIssuer, kubernetesChecks, attest.CheckIssuer)
 	if !strings.Contains(r.Detail, "projected") {
 		t.Errorf("detail %s", r.Detail)
 	}
 	p.cluster.Issuer = "kubernetes/serviceaccount"
-	_, err = p.Verify(ctx, legacy("kubernetes/serviceaccount"))
+	_, _, err = p.Verify(ctx, legacy("kubernetes/serviceaccount"))
 	r = wantRefusal(t, err, attest.WrongAudience, kubernetesChecks, attest.CheckAudience)
 	if !strings.Contains(r.Detail, "projected") {
 		t.Errorf("detail %s", r.Detail)
@@ -231,7 +236,7 @@ func TestOpenShiftTokensOfEveryIssuerFormAreEvidence(t *testing.T) {
 	} {
 		p := newPod(t)
 		p.cluster.Type, p.cluster.Issuer = identity.ROKSSA, issuer
-		proofs, err := p.Verify(ctx, p.token(t, object{"jti": "7b1f"}))
+		proofs, _, err := p.Verify(ctx, p.token(t, object{"jti": "7b1f"}))
 		if err != nil || len(proofs) != 1 || proofs[0].Evidence.Type != identity.ROKSSA {
 			t.Errorf("%s: %v, %v", issuer, proofs, err)
 		}
@@ -251,7 +256,7 @@ func TestOpenShiftTokensOfEveryIssuerFormAreEvidence(t *testing.T) {
 		}
 	})
 	p.Clusters = registered{c}
-	if _, err := p.Verify(ctx, p.token(t, object{"iss": c.Issuer})); err != nil {
+	if _, _, err := p.Verify(ctx, p.token(t, object{"iss": c.Issuer})); err != nil {
 		t.Error(err)
 	}
 }
@@ -261,7 +266,7 @@ func TestAKeyOfTwoClustersOfAnAccountIsOfNeither(t *testing.T) {
 	twin.Name = "twin"
 	p := newPod(t, twin)
 	twin.JWKS = p.cluster.JWKS
-	_, err := p.Verify(ctx, p.token(t, nil))
+	_, _, err := p.Verify(ctx, p.token(t, nil))
 	r := wantRefusal(t, err, attest.Ambiguous, kubernetesChecks, attest.CheckSignature)
 	if text := fmt.Sprint(r.Trace); !strings.Contains(text, "my-cluster, twin") || len(r.Aimed) != 1 {
 		t.Errorf("%s, %v", text, r.Aimed)
@@ -270,7 +275,7 @@ func TestAKeyOfTwoClustersOfAnAccountIsOfNeither(t *testing.T) {
 	third := uploaded("latte", p.cluster.JWKS)
 	third.AccountID, third.CRN = away, strings.Replace(third.CRN, home, away, 1)
 	p.Clusters = registered{p.cluster, third, twin}
-	proofs, err := p.Verify(ctx, p.token(t, nil))
+	proofs, _, err := p.Verify(ctx, p.token(t, nil))
 	if err != nil || len(proofs) != 1 || proofs[0].Evidence.AccountID != away {
 		t.Errorf("%+v, %v", proofs, err)
 	}
@@ -296,7 +301,7 @@ func TestNobodyHoldsUpTheTokensOfOthers(t *testing.T) {
 	claimed := uploaded("decaf", nil)
 	claimed.AccountID = away
 	p.Clusters = registered{slow.behind(claimed, sealer), p.cluster}
-	proofs, err := p.Verify(ctx, p.token(t, nil))
+	proofs, _, err := p.Verify(ctx, p.token(t, nil))
 	if err != nil || len(proofs) != 1 || proofs[0].Evidence.AccountID != home {
 		t.Fatalf("%+v, %v", proofs, err)
 	}
@@ -310,7 +315,7 @@ func TestATestTokenIsVerifiedAgainstWhatIsNotRegisteredYet(t *testing.T) {
 	fresh := *p.cluster
 	fresh.Issuer = "https://not-yet.test"
 	raw := p.token(t, object{"iss": fresh.Issuer})
-	if _, err := p.Verify(ctx, raw); err == nil {
+	if _, _, err := p.Verify(ctx, raw); err == nil {
 		t.Fatal("it is registered")
 	}
 	proof, err := p.Try(ctx, &fresh, raw+"\n")
@@ -327,14 +332,14 @@ func TestATestTokenIsVerifiedAgainstWhatIsNotRegisteredYet(t *testing.T) {
 	wantRefusal(t, err, attest.ReviewDenied, append(slices.Clone(kubernetesChecks), attest.CheckReview), attest.CheckReview)
 
 	// The keys are those of the changed registration, whatever is remembered.
-	if _, err := p.Verify(ctx, p.token(t, nil)); err != nil {
+	if _, _, err := p.Verify(ctx, p.token(t, nil)); err != nil {
 		t.Fatal(err)
 	}
 	changed := *p.cluster
 	changed.Review, changed.JWKS = false, jwttest.Set(t, jwk(t, "k1"))
 	_, err = p.Try(ctx, &changed, p.token(t, nil))
 	wantRefusal(t, err, attest.BadSignature, kubernetesChecks, attest.CheckSignature)
-	if _, err := p.Verify(ctx, p.token(t, nil)); err != nil {
+	if _, _, err := p.Verify(ctx, p.token(t, nil)); err != nil {
 		t.Errorf("what was tried counts: %v", err)
 	}
 
@@ -363,7 +368,7 @@ func FuzzPodClaims(f *testing.F) {
 		}
 		now := clock.Now().Unix()
 		raw := jwttest.ES256(t, key, "k1", fmt.Sprintf(`{"iss":%q,"aud":"iam","iat":%d,"exp":%d,"sub":%s,"kubernetes.io":%s}`, c.Issuer, now, now+600, sub, claims), "")
-		proofs, err := w.Verify(ctx, raw)
+		proofs, _, err := w.Verify(ctx, raw)
 		if err != nil {
 			return
 		}

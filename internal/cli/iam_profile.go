@@ -10,6 +10,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"tabard.dev/tabard/internal/identity"
+	"tabard.dev/tabard/internal/trust"
 )
 
 // The types of compute resource that links and rules can be about. A workload
@@ -217,33 +220,12 @@ func linkFlags(f *pflag.FlagSet) body {
 	}
 }
 
-// claimsOf are the claims that are proved of each type of compute resource
-// (reference/iam-identity.md section 6.3).
-var claimsOf = map[string][]string{
-	"IKS_SA":  podClaims,
-	"ROKS_SA": podClaims,
-	"VSI":     serverClaims,
-	"BMS":     serverClaims,
-	"PVS": {"workspaces.name", "workspaces.crn", "subnets.name", "subnets.crn", "iaas.crn", "iaas.name", "iaas.account_id",
-		"iaas.zone", "iaas.region", "iaas.resource_group_id"},
-	"CE": {"crn", "service_instance", "location", "resource_group_id", "component_type", "component_name"},
-}
-
-var (
-	podClaims    = []string{"crn", "service_instance", "location", "resource_group_id", "resource_group_name", "namespace", "name", "pod"}
-	serverClaims = []string{"crn", "resource", "region", "zone", "vpc_id", "subnet_id", "resource_group_id", "resource_group_name", "instance_group_name"}
-)
-
 // warnUseless warns of a rule or link that the server accepted but that nothing
 // can ever meet.
 func (s *session) warnUseless(b map[string]any) {
 	crType, _ := b["cr_type"].(string)
-	if conditions, ok := b["conditions"].([]map[string]string); ok && claimsOf[crType] != nil {
-		for _, c := range conditions {
-			if known := claimsOf[crType]; !slices.Contains(known, c["claim"]) {
-				s.warn("claim %q is not one of %s; it will never match", c["claim"], strings.Join(known, ", "))
-			}
-		}
+	if conditions, ok := b["conditions"].([]map[string]string); ok {
+		s.warnOfConditions(crType, conditions)
 	}
 	link, ok := b["link"].(map[string]string)
 	if !ok || !strings.HasSuffix(crType, "_SA") {
@@ -259,6 +241,41 @@ func (s *session) warnUseless(b map[string]any) {
 		s.warn("no registered cluster has the CRN %q; until one does, the link will never match (tabard ks clusters lists them)", link["crn"])
 	case known[i].text("type") != "" && known[i].text("type") != crType:
 		s.warn("cluster %s is of type %s, not %s; the link will never match", known[i].text("name"), known[i].text("type"), crType)
+	}
+}
+
+func (s *session) warnOfConditions(crType string, conditions []map[string]string) {
+	known := trust.ClaimsOf(identity.CRType(crType))
+	for _, c := range conditions {
+		switch {
+		case known == nil: // of OIDC, the issuer's mapping decides, and the server has checked it
+		case !slices.Contains(known, c["claim"]):
+			s.warn("claim %q is not one of %s; it will never match", c["claim"], strings.Join(known, ", "))
+		case c["claim"] == "cluster_group":
+			s.warnOfGroups(c)
+		}
+	}
+}
+
+// warnOfGroups warns of a condition that asks for a cluster group that is not
+// there.
+func (s *session) warnOfGroups(condition map[string]string) {
+	equal := func(a, b string) bool { return a == b }
+	switch identity.Operator(condition["operator"]) {
+	case identity.Equals, identity.In, identity.Contains: // of a list, an element
+	case identity.EqualsIgnoreCase:
+		equal = strings.EqualFold
+	default:
+		return
+	}
+	groups, err := clusterGroups.list(s)
+	if err != nil {
+		return // who may not see the groups may still name one
+	}
+	for _, name := range trust.Values(condition["value"]) {
+		if !slices.ContainsFunc(groups, func(o object) bool { return equal(o.text("name"), name) }) {
+			s.warn("there is no cluster group %q; until there is one, nothing matches it (tabard ks cluster-groups lists them)", name)
+		}
 	}
 }
 

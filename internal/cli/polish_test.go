@@ -178,13 +178,37 @@ func TestARuleThatCannotMatchIsWarnedOf(t *testing.T) {
 	if got := create("IKS_SA", "namespac"); !strings.HasPrefix(got, `Warning: claim "namespac" is not one of crn, service_instance,`) || !strings.HasSuffix(got, "; it will never match\n") {
 		t.Errorf("the warning is %q", got)
 	}
-	for crType, claim := range map[string]string{"IKS_SA": "namespace", "ROKS_SA": "pod", "VSI": "vpc_id", "PVS": "iaas.zone", "CE": "component_name"} {
+	for crType, claim := range map[string]string{"IKS_SA": "node", "ROKS_SA": "pod_uid", "OIDC": "whatever_is_mapped", "VSI": "vpc_id", "PVS": "iaas.zone", "CE": "component_name"} {
 		if got := create(crType, claim); got != "" {
 			t.Errorf("%s with %s: %q", crType, claim, got)
 		}
 	}
 	if got := create("VSI", "namespace"); !strings.Contains(got, "never match") {
 		t.Errorf("no warning of a pod's claim for a virtual server: %q", got)
+	}
+}
+
+func TestARuleAboutNoClusterGroupIsWarnedOf(t *testing.T) {
+	s := newServer(t)
+	s.login()
+	s.answer("POST /v1/profiles/"+profileID+"/rules", reply{status: 201, body: item("id", "ClaimRule-"+uuidA, "name", "r")})
+	create := func(operator, value string) string {
+		return run(t, "iam", "trusted-profile-rule-create", profileID, "--type", "Profile-CR", "--cr-type", "IKS_SA",
+			"--conditions", "claim:cluster_group,operator:"+operator+",value:"+value).want(0).stderr
+	}
+	if got := create("EQUALS", "prod"); got != "" {
+		t.Errorf("groups that may not be seen are warned of: %q", got)
+	}
+	s.answer("GET /v1/cluster_groups", list("cluster_groups", item("id", "ClusterGroup-"+uuidA, "name", "prod")))
+	for _, c := range [][2]string{{"EQUALS", "prod"}, {"CONTAINS", "prod"}, {"EQUALS_IGNORE_CASE", "PROD"}, {"IN", `["prod"]`}, {"NOT_EQUALS", "none"}} {
+		if got := create(c[0], c[1]); got != "" {
+			t.Errorf("%s %s: %q", c[0], c[1], got)
+		}
+	}
+	for _, c := range [][2]string{{"EQUALS", "prot"}, {"EQUALS", "PROD"}, {"EQUALS_IGNORE_CASE", "prot"}, {"IN", `["prod","prot"]`}} {
+		if got := create(c[0], c[1]); !strings.HasPrefix(got, "Warning: there is no cluster group ") || strings.Count(got, "\n") != 1 {
+			t.Errorf("%s %s: %q", c[0], c[1], got)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -52,7 +53,7 @@ type Cluster struct {
 // APIServer is how a cluster's API server is reached. Its URL is often another
 // than the issuer.
 type APIServer struct {
-	URL    string `json:"url"`              // https://host:port, without a path
+	URL    string `json:"url"`              // https://host:port, perhaps with a path, as [ServerURL] writes it
 	CA     string `json:"ca,omitempty"`     // PEM; the system's authorities when empty
 	Sealed []byte `json:"sealed,omitempty"` // bearer token, see token.Sealer and SealLabel
 }
@@ -97,30 +98,49 @@ func (c *Cluster) Validate() error {
 	return ValidFetchURL(c.Issuer)
 }
 
-// ValidServerURL reports why a URL is not an API server's: a credential is sent
-// there, so only https will do.
+// ValidServerURL reports why a URL is not an API server's.
 func ValidServerURL(raw string) error {
-	u, err := url.Parse(raw)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
-		return fmt.Errorf("server %q must be a URL such as https://10.0.0.1:6443", raw)
-	}
-	if u.Path != "" {
-		return fmt.Errorf("server %q must be a URL without a path", raw)
-	}
-	return nil
+	_, err := ServerURL(raw)
+	return err
 }
 
-// origin is an API server's URL in one spelling.
-func (s *APIServer) origin() string {
-	u, err := url.Parse(s.URL)
-	if err != nil {
-		return s.URL
+// maxServerURL bounds an API server's URL, in bytes.
+const maxServerURL = 1024
+
+// serverPath is what may stand before /api in an API server's URL, where a
+// gateway serves several of them. What could be written in two ways, or leads
+// upwards, is not among it.
+var serverPath = regexp.MustCompile(`^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*$`)
+
+// ServerURL returns an API server's URL in one spelling, so that one server does
+// not have two names: the host in small letters, without the default port and
+// without a / at the end. A credential is sent there, so only https will do.
+func ServerURL(raw string) (string, error) {
+	u, err := url.Parse(raw)
+	if err != nil || len(raw) > maxServerURL || u.Scheme != "https" || u.Hostname() == "" || u.Opaque != "" || u.User != nil ||
+		strings.ContainsAny(raw, "?#") || strings.ContainsFunc(u.Host, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) }) {
+		return "", fmt.Errorf("server %q must be a URL such as https://10.0.0.1:6443", clip(raw))
 	}
-	port := u.Port()
-	if port == "" {
-		port = "443"
+	path := strings.TrimSuffix(u.Path, "/")
+	if u.RawPath != "" || !serverPath.MatchString(path) {
+		return "", fmt.Errorf("server %q must have a path of letters, digits and - _ . ~ only, such as https://gateway.example.com/k8s/clusters/c-1, or none", clip(raw))
 	}
-	return strings.ToLower(u.Hostname()) + ":" + port
+	host := strings.ToLower(u.Hostname())
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if port := u.Port(); port != "" && port != "443" {
+		host += ":" + port
+	}
+	return "https://" + host + path, nil
+}
+
+// name is an API server's URL in one spelling, whatever was registered.
+func (s *APIServer) name() string {
+	if u, err := ServerURL(s.URL); err == nil {
+		return u
+	}
+	return s.URL
 }
 
 // ValidFetchURL reports why a URL may not be fetched: keys are only believed
@@ -210,7 +230,7 @@ func (c *Cluster) Claims() []string {
 			ids = append(ids, "key "+id)
 		}
 	case c.Server != nil:
-		ids = []string{"server " + c.Server.origin()}
+		ids = []string{"server " + c.Server.name()}
 	default:
 		ids = []string{""}
 	}

@@ -108,8 +108,10 @@ func TestARegistrationIsChecked(t *testing.T) {
 func TestACredentialIsSentOverTLSOnly(t *testing.T) {
 	for url, want := range map[string]bool{
 		"https://10.0.0.1:6443": true, "https://[2001:db8::1]:6443": true, "https://api.my-cluster.example.com": true, "HTTPS://127.0.0.1": true,
-		"": false, "10.0.0.1:6443": false, "http://127.0.0.1:8080": false, "https://": false, "https://:6443": false, "https://a/": false,
-		"https://a/k8s/clusters/c-1": false, "https://user:secret@a": false, "https://a?": false, "https://a?b=c": false, "https://a#b": false,
+		"": false, "10.0.0.1:6443": false, "http://127.0.0.1:8080": false, "https://": false, "https://:6443": false, "https://a/": true,
+		"https://a/k8s/clusters/c-1": true, "https://a/k8s/": true, "https://a/../k8s": false, "https://a/k8s/..": false, "https://a/./b": false, "https://a//b": false, "https://a/k8s//": false,
+		"https://a/%2e%2e/b": false, "https://a/%6b8s": false, "https://a/a%2fb": false, "https://a/a b": false, "https://a/a;b": false, "https://a/a@b": false, `https://a/a\\b`: false, "https://a/ü": false, "https://a/x\n": false,
+		"https://user:secret@a": false, "https://a?": false, "https://a?b=c": false, "https://a#b": false,
 		"https://a:port": false, "ftp://a": false, "https://a\n": false,
 	} {
 		if err := cluster.ValidServerURL(url); (err == nil) != want {
@@ -132,6 +134,9 @@ func TestNoTwoClustersOfAnAccountClaimTheSameTokens(t *testing.T) {
 		{"two API servers", at("https://a:6443"), at("https://b:6443"), false},
 		{"one API server", at("https://a:6443"), at("https://a:6443"), true},
 		{"one API server in two spellings", at("https://a"), at("HTTPS://A:443"), true},
+		{"two paths of one gateway", at("https://a/k8s/clusters/c-1"), at("https://a/k8s/clusters/c-2"), false},
+		{"one path in two spellings", at("https://a/k8s/c-1"), at("https://A:443/k8s/c-1/"), true},
+		{"paths that differ in letters only", at("https://a/k8s/C-1"), at("https://a/k8s/c-1"), false},
 		{"two ports", at("https://a"), at("https://a:6443"), false},
 		{"two keys", keys(`{"keys":[{"kid":"a"}]}`), keys(`{"keys":[{"kid":"b"}]}`), false},
 		{"a key of both", keys(`{"keys":[{"kid":"a"},{"kid":"b"}]}`), keys(`{"keys":[{"kid":"b"}]}`), true},

@@ -2,6 +2,7 @@ package grant
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 
@@ -52,17 +53,17 @@ func (s *Service) CRToken(ctx context.Context, o Origin, r CRTokenRequest) (Answ
 		a.trace.Fail(attest.CheckForm, "cr_token", "(absent)", "send the service-account token as cr_token")
 		return Answer{}, a.refuse(ctx, missing("cr_token"))
 	}
-	proofs, err := s.cfg.Workloads.Verify(ctx, r.Token)
+	proofs, refusals, err := s.cfg.Workloads.Verify(ctx, r.Token)
 	if err != nil {
 		refusal := asRefusal(err)
 		a.trace = refusal.Trace
 		a.skip(CheckSelector, CheckProfile, CheckLink, CheckRule)
 		for _, aimed := range refusal.Aimed {
-			a.seenBy(aimed.AccountID, aimed.Trace, CheckSelector, CheckProfile, CheckLink, CheckRule)
+			a.seenBy(aimed, CheckSelector, CheckProfile, CheckLink, CheckRule)
 		}
 		return Answer{}, a.refuse(ctx, refused(refusal))
 	}
-	return a.putOn(ctx, proofs, r.Profile, r.Scope)
+	return a.putOn(ctx, proofs, refusals, r.Profile, r.Scope)
 }
 
 // InstanceRequest is the metadata service's exchange of an identity token.
@@ -108,7 +109,7 @@ func (s *Service) Instance(ctx context.Context, o Origin, r InstanceRequest) (An
 		a.skip(CheckSelector, CheckProfile, CheckLink, CheckRule)
 		return Answer{}, notProved(fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: it belongs to another instance"))
 	}
-	return a.putOn(ctx, []attest.Proof{proof}, r.Profile, "")
+	return a.putOn(ctx, []attest.Proof{proof}, nil, r.Profile, "")
 }
 
 func (a *attempt) selected(p Selector) {
@@ -127,8 +128,9 @@ func (a *attempt) skip(checks ...string) {
 
 // putOn finds the profile and asks whether the evidence may put it on. There
 // is one proof for each account in which the compute resource is registered;
-// the profile's account decides among them.
-func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selector, scope string) (Answer, error) {
+// the profile's account decides among them. The refusals are those of further
+// accounts, in whose logs they stand when the profile is not put on.
+func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []attest.Aimed, want Selector, scope string) (Answer, error) {
 	proof := proofs[0]
 	a.trace = proof.Trace
 	a.event.AccountID, a.assigned = proof.Evidence.AccountID, true
@@ -136,11 +138,14 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selecto
 	if want.empty() {
 		a.trace.Fail(CheckSelector, "profile_id, profile_name or profile_crn", "(none)", "name the trusted profile to put on")
 		a.skip(CheckProfile, CheckLink, CheckRule)
+		a.seenByAll(refusals)
 		return Answer{}, a.refuse(ctx, missing("profile_id"))
 	}
 	found := a.svc.choose(proofs, want)
 	if len(found) != 1 {
-		return Answer{}, a.refuse(ctx, a.noProfile(proofs, want, len(found)))
+		f := a.noProfile(proofs, want, len(found))
+		a.seenByAll(refusals)
+		return Answer{}, a.refuse(ctx, f)
 	}
 	chosen, profile := found[0], found[0].profile
 	a.trace = chosen.proof.Trace
@@ -153,12 +158,19 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selecto
 	a.event.AccountID = profile.AccountID
 	a.event.Target.ID = a.svc.cfg.Names.Of("iam-identity", "", profile.AccountID, "", "profile", profile.ID).String()
 	a.event.Target.Name = profile.Name
+	a.given = maps.Clone(a.request)
 	a.request["profile_id"] = profile.ID
+	// The attempt is nothing to an account in which no such profile is.
+	refusals = slices.DeleteFunc(refusals, func(r attest.Aimed) bool {
+		p := a.svc.find(r.AccountID, want)
+		return p == nil || p.AccountID != r.AccountID
+	})
 
 	if !chosen.verdict.Matched {
 		if chosen.proof.Demands() {
 			a.skip(attest.CheckReview)
 		}
+		a.seenByAll(refusals)
 		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile not eligible.").
 			WithDetail("The given token with identifier '%s' is not permitted to assume the indicated trusted profile; profile ID '%s'",
 				ev.Name, crn.IAMID(profile.ID)))
@@ -166,6 +178,7 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, want Selecto
 	review, refusal := chosen.proof.Review(ctx, want.ID != "" || want.CRN != "")
 	a.trace = append(a.trace, review...)
 	if refusal != nil {
+		a.seenByAll(refusals)
 		return Answer{}, a.refuse(ctx, refused(refusal))
 	}
 	a.initiateProfile(profile.ID, profile.Name, ev)
@@ -195,7 +208,7 @@ func (a *attempt) noProfile(proofs []attest.Proof, want Selector, n int) *fault.
 	for _, proof := range proofs[1:] {
 		t := slices.Clone(proof.Trace)
 		explain(&t)
-		a.seenBy(proof.Evidence.AccountID, t, CheckLink, CheckRule)
+		a.seenBy(attest.Aimed{AccountID: proof.Evidence.AccountID, Trace: t}, CheckLink, CheckRule)
 	}
 	explain(&a.trace)
 	a.skip(CheckLink, CheckRule)
@@ -205,19 +218,27 @@ func (a *attempt) noProfile(proofs []attest.Proof, want Selector, n int) *fault.
 // seenBy makes the refusal stand in an account's log, with the checks of that
 // account's own registrations. The first account gets the attempt's event, the
 // others a copy.
-func (a *attempt) seenBy(account string, t activity.Trace, skipped ...string) {
-	t = slices.Clone(t)
+func (a *attempt) seenBy(r attest.Aimed, skipped ...string) {
+	r.Trace = slices.Clone(r.Trace)
 	for _, check := range skipped {
-		t.Skip(check)
+		r.Trace.Skip(check)
 	}
 	if a.event.AccountID == a.svc.cfg.OperatorAccount && !a.assigned {
-		a.event.AccountID, a.trace, a.assigned = account, t, true
+		a.event.AccountID, a.trace, a.assigned = r.AccountID, r.Trace, true
 		return
 	}
-	if account == a.event.AccountID || len(a.elsewhere) >= maxAccounts {
+	if r.AccountID == a.event.AccountID || len(a.elsewhere) >= maxAccounts {
 		return
 	}
-	a.elsewhere = append(a.elsewhere, attest.Aimed{AccountID: account, Trace: t})
+	a.elsewhere = append(a.elsewhere, r)
+}
+
+// seenByAll makes refusals of a token that other accounts have proved stand in
+// the logs of the accounts that have not.
+func (a *attempt) seenByAll(refusals []attest.Aimed) {
+	for _, r := range refusals {
+		a.seenBy(r, CheckSelector, CheckProfile, CheckLink, CheckRule)
+	}
 }
 
 // maxAccounts bounds the events of one refused request.

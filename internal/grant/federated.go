@@ -60,7 +60,7 @@ func (s *Service) Federated(ctx context.Context, o Origin, r FederatedRequest) (
 		a.trace = refusal.Trace
 		a.skip(rest...)
 		for _, aimed := range refusal.Aimed {
-			a.seenBy(aimed.AccountID, aimed.Trace, rest...)
+			a.seenBy(aimed, rest...)
 		}
 		return Answer{}, a.refuse(ctx, refused(refusal))
 	}

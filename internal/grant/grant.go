@@ -112,6 +112,7 @@ type attempt struct {
 	admitted  string         // the account that admit has let the caller into
 	elsewhere []attest.Aimed // further accounts in whose logs a refusal stands
 	request   map[string]string
+	given     map[string]string // request without what was found out; nil where nothing was
 }
 
 func (s *Service) begin(grant, action, what string, o Origin) *attempt {
@@ -243,6 +244,15 @@ func (a *attempt) record(ctx context.Context) error {
 	for _, aimed := range a.elsewhere {
 		e := a.event
 		e.ID, e.AccountID, e.Trace = uuid.NewString(), aimed.AccountID, aimed.Trace
+		if aimed.Reason != "" {
+			f := refused(&attest.Refusal{Reason: aimed.Reason, Detail: aimed.Detail})
+			e.SetReason(StatusOf(f.Kind), f.Message+detail(f))
+		}
+		// The profile is another account's.
+		if a.given != nil {
+			e.RequestData = object(a.given)
+		}
+		e.Target.ID, e.Target.Name = "", ""
 		e.Initiator.ID, e.Initiator.Name, e.Initiator.AuthnID, e.Initiator.AuthnName = "", "", "", "" // as the first account knows it
 		e.LogSourceCRN = a.svc.logSource(aimed.AccountID)
 		events = append(events, &e)

@@ -238,3 +238,73 @@ func TestTheProofThatMatchesCounts(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The token is that of one account's cluster. Another account has registered the
+// issuer with keys of its own, and learns why the token is nothing to it.
+func TestAnAccountSeesWhyATokenThatAnotherOneProvesIsRefusedToIt(t *testing.T) {
+	f := newFleet(t)
+	mine, theirs := f.Owner.AccountID, f.Other.AccountID
+	outdated := f.register(theirs, "outdated", f.api)
+	outdated.JWKS = jwttest.Set(t, jwttest.JWK(jwttest.Key(t, elliptic.P256()).Public(), "k1", "ES256"))
+	f.update(func(tx *directory.Tx) { f.d.Clusters.Put(tx, outdated) })
+	f.profile(outdated, "theirs", "lister")
+	f.profile(outdated, "closed", "lister")
+	f.profile(f.cluster, "reader", "lister")
+	closed := f.profile(f.cluster, "closed", "another")
+	f.profile(f.cluster, "mine-closed", "another")
+
+	for name, tt := range map[string]struct {
+		want grant.Selector
+		code string
+		seen bool // by the other account
+	}{
+		"its own profile":             {grant.Selector{Name: "theirs"}, grant.CodeNotFound, true},
+		"no profile at all":           {grant.Selector{Name: "none"}, grant.CodeNotFound, true},
+		"without a profile":           {grant.Selector{}, grant.CodeMissing, true},
+		"a name that both have":       {grant.Selector{Name: "closed"}, grant.CodeNotEligible, true},
+		"a profile that only one has": {grant.Selector{Name: "mine-closed"}, grant.CodeNotEligible, false},
+		"the other's profile, by id":  {grant.Selector{ID: closed.ID}, grant.CodeNotEligible, false},
+		"a profile that is put on":    {grant.Selector{Name: "reader"}, "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := origin
+			o.TransactionID = uuid.NewString()
+			_, err := f.grants.CRToken(t.Context(), o, grant.CRTokenRequest{Token: f.token(), Profile: tt.want})
+			if tt.code == "" && err != nil || tt.code != "" && fault.Of(err).Code != tt.code {
+				t.Fatal(err)
+			}
+			if err != nil && strings.Contains(err.Error()+fault.Of(err).Detail, "outdated") {
+				t.Errorf("the caller is told of the other account's cluster: %v", err)
+			}
+			if n := len(f.events(mine, o.TransactionID)); n != 1 {
+				t.Errorf("%d events in the account that proved the token", n)
+			}
+			events := f.events(theirs, o.TransactionID)
+			if !tt.seen {
+				if len(events) != 0 {
+					t.Errorf("the other account sees %+v", events)
+				}
+				return
+			}
+			if len(events) != 1 {
+				t.Fatalf("%d events in the other account", len(events))
+			}
+			e := events[0]
+			if failed, _ := e.Trace.Failed(); failed.Name != attest.CheckSignature || !strings.Contains(failed.Wanted, "outdated") || e.Outcome != activity.Failure {
+				t.Errorf("%+v", e)
+			}
+			if !strings.Contains(e.Reason.ForFailure, "bad signature") {
+				t.Errorf("reason %+v", e.Reason)
+			}
+			doc, err := json.Marshal(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, foreign := range []string{mine, closed.ID, f.cluster.Name, f.cluster.ID} {
+				if strings.Contains(string(doc), foreign) {
+					t.Errorf("the other account's event has %s: %s", foreign, doc)
+				}
+			}
+		})
+	}
+}

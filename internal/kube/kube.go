@@ -66,7 +66,10 @@ type Client struct {
 // New returns a client. It makes no request.
 func New(cfg Config) (*Client, error) {
 	base, err := url.Parse(cfg.URL)
-	if err != nil || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+	if err == nil && base.User != nil {
+		return nil, errors.New("the API server's URL must not have a name and password in it")
+	}
+	if err != nil || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
 		return nil, fmt.Errorf("%q is not the URL of an API server", cfg.URL)
 	}
 	if base.Scheme != "https" {

@@ -132,6 +132,26 @@ func TestEachWayToProveOneselfInAKubeconfigWorks(t *testing.T) {
 	}
 }
 
+func TestAKubeconfigsServerMayStandUnderAPath(t *testing.T) {
+	srv, ca := apiServer(t)
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "ca.crt"), ca)
+	file := write(t, filepath.Join(dir, "config"), kubeconfig("server: "+srv.URL+"/k8s/clusters/c-1/, certificate-authority: ca.crt", "token: abc"))
+	cfg, err := FromKubeconfig(file, "")
+	if err != nil || cfg.URL != srv.URL+"/k8s/clusters/c-1" {
+		t.Fatal(cfg.URL, err)
+	}
+	c, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var a struct{ Path string }
+	if err := c.Do(t.Context(), http.MethodGet, "/version", nil, &a); err != nil || a.Path != "/k8s/clusters/c-1/version" {
+		t.Error(a.Path, err)
+	}
+}
+
 func TestAKubeconfigThatCannotBeFollowedIsRefused(t *testing.T) {
 	for _, c := range []struct{ name, text, context, want string }{
 		{"no such context", kubeconfig("server: https://x", ""), "there", `no context "there", but gone, here`},

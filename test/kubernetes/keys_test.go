@@ -133,6 +133,17 @@ func TestSeveralAccountsMayRegisterOneCluster(t *testing.T) {
 			t.Errorf("%d %s", a.Status, a.Body)
 		}
 	})
+	t.Run("an account with outdated keys sees why it admits nobody, and the caller does not", func(t *testing.T) {
+		k.RotateSigningKey(false)
+		fresh := k.Token("shop", "web", "iam", 600, nil)
+		three := one.account("three")
+		three.resources("of-three")
+		three.link("of-three", three.register("my-cluster", uploaded(k)), "shop", "web")
+		three.admitted(t, fresh, "of-three")
+		for _, s := range []*site{one, two} {
+			s.refused(t, fresh, "of-"+s.Owner.AccountID, "BXNIM0102E", "token-signature")
+		}
+	})
 }
 
 func TestAFreshClusterClosesItsDiscovery(t *testing.T) {

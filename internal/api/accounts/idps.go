@@ -208,6 +208,11 @@ func (r *routes) probe(c *api.Call, p *identity.Provider) error {
 // send the server to URLs of his choice.
 func (r *routes) prepareProvider(c *api.Call, b *providerBody) error {
 	p := &identity.Provider{ID: "Idp-" + uuid.NewString(), AccountID: c.Account()}
+	about := api.Target{TypeURI: "iam-identity/idp"}
+	if b.Name != nil && api.Printable(*b.Name, maxName) {
+		about.Name = *b.Name
+	}
+	c.About(about)
 	if err := c.Authorize(idpCreate, providerResource(c, p.ID)); err != nil {
 		return err
 	}
@@ -220,6 +225,7 @@ func (r *routes) prepareProvider(c *api.Call, b *providerBody) error {
 	if err := b.apply(p); err != nil {
 		return err
 	}
+	c.About(r.providerTarget(c, p))
 	if err := r.roomFor(c); err != nil {
 		return err
 	}
@@ -264,6 +270,7 @@ func providerData(p *identity.Provider) map[string]any {
 // prepareUpdate asks for the keys again when where they come from changes.
 func (r *routes) prepareUpdate(c *api.Call, b *providerBody) error {
 	old, t, err := r.findProvider(c)
+	c.About(t)
 	if err != nil {
 		return err
 	}

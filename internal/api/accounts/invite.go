@@ -69,7 +69,9 @@ func (b *invitation) check() error {
 // prepareInvitation holds the addresses against the account's patterns before
 // the transaction: many of both take their time, and other writers wait.
 func (r *routes) prepareInvitation(c *api.Call, b *invitation) error {
-	if _, _, err := r.loadInvitation(c, b); err != nil {
+	_, t, err := r.loadInvitation(c, b)
+	c.About(t)
+	if err != nil {
 		return err
 	}
 	if err := c.Authorize(userCreate, userResource(c, "")); err != nil {

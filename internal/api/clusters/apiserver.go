@@ -1,8 +1,6 @@
 package clusters
 
 import (
-	"net"
-	"net/url"
 	"strings"
 
 	"tabard.dev/tabard/internal/api"
@@ -59,20 +57,11 @@ func (h family) setServer(k *cluster.Cluster, in *serverInput) error {
 	return nil
 }
 
-// serverURL checks an API server's address and writes it in one form, so that
-// one server does not have two names.
+// serverURL checks an API server's address and writes it in one form.
 func serverURL(raw string) (string, error) {
-	u, err := url.Parse(raw)
-	if err != nil || len(raw) > maxIssuer || !api.Printable(raw, maxIssuer) || u.Scheme != "https" || u.Hostname() == "" || u.Opaque != "" || u.User != nil ||
-		u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || u.Path != "" && u.Path != "/" {
-		return "", api.Invalid("The field server.url must be the https URL of an API server, with host and port only: https://cluster.example:6443.").On("server.url")
+	u, err := cluster.ServerURL(raw)
+	if err != nil {
+		return "", api.Invalid("The field server.url must be the https URL of an API server: https://cluster.example:6443, or https://gateway.example/k8s/clusters/c-1 where a gateway serves it under a path.").On("server.url")
 	}
-	host := strings.ToLower(u.Hostname())
-	switch port := u.Port(); {
-	case port != "" && port != "443":
-		host = net.JoinHostPort(host, port)
-	case strings.Contains(host, ":"):
-		host = "[" + host + "]"
-	}
-	return "https://" + host, nil
+	return u, nil
 }

@@ -22,7 +22,8 @@ import (
 // it was sent.
 type apiServer struct {
 	*httptest.Server
-	ca string
+	ca     string
+	before func() // each request; nil does nothing
 
 	mu         sync.Mutex
 	credential string   // that it takes
@@ -44,6 +45,9 @@ func newAPIServer(t *testing.T, credential string, keys json.RawMessage) *apiSer
 }
 
 func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
+	if s.before != nil {
+		s.before()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	given := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -303,10 +307,10 @@ func TestReviewNeedsAnAPIServerAndACredential(t *testing.T) {
 	wantError(t, e.Do(patch("k", map[string]any{"server": map[string]any{"token": ""}})), 400, "invalid_body")
 }
 
-func TestAnAPIServersAddressIsAHost(t *testing.T) {
+func TestAnAPIServersAddressIsAHostPerhapsWithAPath(t *testing.T) {
 	e := start(t)
 	for _, url := range []string{
-		"", "https://", "http://127.0.0.1:1", "https://user:pw@127.0.0.1:1", "https://127.0.0.1:1/api", "https://127.0.0.1:1?x", "https://127.0.0.1:1/?", "https://127.0.0.1:1#x",
+		"", "https://", "http://127.0.0.1:1", "https://user:pw@127.0.0.1:1", "https://127.0.0.1:1/../api", "https://127.0.0.1:1/a%2fb", "https://127.0.0.1:1?x", "https://127.0.0.1:1/?", "https://127.0.0.1:1#x",
 		"ftp://127.0.0.1", "127.0.0.1:6443", "https:127.0.0.1", "https://127.0.0.1:1\n", "https://" + strings.Repeat("a", 2000), "https://:6443",
 	} {
 		body := uploaded(t, "k")
@@ -318,6 +322,7 @@ func TestAnAPIServersAddressIsAHost(t *testing.T) {
 		{"https://Api.Example:6443", "https://api.example:6443"},
 		{"https://[::1]:6443/", "https://[::1]:6443"},
 		{"https://[::1]", "https://[::1]"},
+		{"https://Rancher.example:443/k8s/clusters/c-m-Abc/", "https://rancher.example/k8s/clusters/c-m-Abc"},
 	} {
 		body := uploaded(t, fmt.Sprint("k", n))
 		body["server"] = map[string]any{"url": c[0], "token": "t"}

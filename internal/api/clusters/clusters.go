@@ -34,13 +34,17 @@ import (
 	"tabard.dev/tabard/internal/token"
 )
 
-const service = "containers-kubernetes"
+const (
+	service = "containers-kubernetes"
+	typeURI = "containers-kubernetes/cluster"
+)
 
 // Bounds on a registration beyond those of [cluster.Cluster.Validate].
 const (
-	maxName   = 100      // characters
-	maxIssuer = 1024     // characters
-	maxToken  = 16 << 10 // bytes of an API server's bearer token, or of a test token
+	maxClusters = 10_000   // of an account
+	maxName     = 100      // characters
+	maxIssuer   = 1024     // characters
+	maxToken    = 16 << 10 // bytes of an API server's bearer token, or of a test token
 )
 
 // Actions. A registration's keys and its place in groups are changed with
@@ -176,7 +180,7 @@ func resourceOf(c *api.Call, k *cluster.Cluster) map[string]string {
 }
 
 func targetOf(c *api.Call, k *cluster.Cluster) api.Target {
-	return api.Target{Resource: resourceOf(c, k), CRN: k.CRN, Name: k.Name, TypeURI: "containers-kubernetes/cluster"}
+	return api.Target{Resource: resourceOf(c, k), CRN: k.CRN, Name: k.Name, TypeURI: typeURI}
 }
 
 func list(c *api.Call, may func(map[string]string) bool) (api.Reply, error) {
@@ -206,7 +210,7 @@ func findBy(c *api.Call, ref string) (*cluster.Cluster, api.Target, error) {
 			return k, targetOf(c, k), nil
 		}
 	}
-	return nil, api.Target{}, api.NotFound("cluster", ref)
+	return nil, api.Target{TypeURI: typeURI}, api.NotFound("cluster", ref)
 }
 
 func show(c *api.Call, k *cluster.Cluster) (api.Reply, error) {
@@ -236,17 +240,23 @@ type registration struct {
 // right to register it before that: else anybody with a token could send the
 // server to URLs of his choice.
 func (h family) prepareCreate(c *api.Call, b *registration) error {
+	about := api.Target{TypeURI: typeURI}
+	if api.Printable(b.Name, maxName) {
+		about.Name = b.Name
+	}
+	c.About(about)
 	k, err := h.build(c, b)
 	if err != nil {
 		return err
 	}
+	c.About(targetOf(c, k))
 	if err := c.Authorize(actionCreate, resourceOf(c, k)); err != nil {
 		return err
 	}
 	if err := joinGroups(c, k, b.Groups); err != nil {
 		return err
 	}
-	if err := issuerFree(c, k); err != nil {
+	if err := room(c, k); err != nil {
 		return err
 	}
 	b.cluster = k
@@ -377,6 +387,21 @@ func newID() string {
 	return string(id)
 }
 
+// room refuses one cluster too many, and one whose tokens would be evidence of
+// something else in the account, too.
+func room(c *api.Call, k *cluster.Cluster) error {
+	if c.Directory.ClustersByAccount.Len(c.Account()) >= maxClusters {
+		return fault.New(fault.Conflict, "limit_exceeded", "The account has %d clusters, which is the limit.", maxClusters)
+	}
+	for _, i := range c.Directory.WorkloadIssuersOf(k.Issuer) {
+		if i.AccountID == c.Account() {
+			return fault.New(fault.Conflict, "issuer_taken",
+				"The issuer %q is already registered, as workload issuer %q, so that the claims of its tokens are those of that mapping. Delete it before you register the cluster.", k.Issuer, i.Name)
+		}
+	}
+	return issuerFree(c, k)
+}
+
 // issuerFree refuses a cluster that would claim the same tokens as another of
 // the account. Clusters with one issuer are told apart by their keys, when these
 // were uploaded or come from their API servers.
@@ -410,7 +435,7 @@ func load(c *api.Call, b *registration) (*cluster.Cluster, api.Target, error) {
 	if err := joinGroups(c, k, b.Groups); err != nil {
 		return nil, target, err
 	}
-	return k, target, issuerFree(c, k)
+	return k, target, room(c, k)
 }
 
 func create(c *api.Call, tx *directory.Tx, b *registration, k *cluster.Cluster) (api.Reply, api.Target, error) {

@@ -27,6 +27,7 @@ import (
 	"tabard.dev/tabard/internal/api/apitest"
 	"tabard.dev/tabard/internal/api/clusters"
 	"tabard.dev/tabard/internal/attest"
+	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/directory"
 )
 
@@ -468,4 +469,71 @@ func TestAStaleEntityTagStopsADeletion(t *testing.T) {
 	}
 	wantError(t, del("1-00000000000000000000000000000000"), 409, "conflict")
 	del(tag).Want(204)
+}
+
+func TestAnIssuerOfWorkloadsIsNoClustersToo(t *testing.T) {
+	e := start(t)
+	d := e.Config.Directory
+	register := func(account string) {
+		t.Helper()
+		i := &cluster.Issuer{ID: "WorkloadIssuer-" + account, AccountID: account, Name: "ci", Issuer: podIssuer, Audience: "iam", Mapping: cluster.SubjectOnly()}
+		if err := d.Update(t.Context(), e.Owner.IAMID, func(tx *directory.Tx) error { d.WorkloadIssuers.Put(tx, i); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	body := map[string]any{"name": "one", "issuer": podIssuer, "jwks": keySet(t, 1)}
+	register(e.Other.AccountID)
+	e.Do(post(body)).Want(201)
+	register(e.Owner.AccountID)
+	body["name"], body["jwks"] = "two", keySet(t, 1)
+	if m := wantError(t, e.Do(post(body)), 409, "issuer_taken"); !strings.Contains(m, `workload issuer "ci"`) {
+		t.Errorf("message %q", m)
+	}
+	// What stands already can still be mended.
+	e.Do(patch("one", map[string]any{"jwks": keySet(t, 1)})).Want(200)
+}
+
+// The issuer is taken, or the limit reached, while the new cluster's keys are
+// being fetched.
+func TestWhatHappensWhileAClusterIsTriedOutCounts(t *testing.T) {
+	put := func(e *apitest.Env, d *directory.Directory, tx *directory.Tx, from, to int) {
+		for n := from; n < to; n++ {
+			id := fmt.Sprint("c", n)
+			d.Clusters.Put(tx, &cluster.Cluster{ID: id, AccountID: e.Owner.AccountID, Name: id, Issuer: "https://" + id + ".test", Type: "IKS_SA", Audience: "iam"})
+		}
+	}
+	const limit = 10_000
+	for name, tt := range map[string]struct {
+		before    int // clusters
+		meanwhile func(e *apitest.Env, d *directory.Directory, tx *directory.Tx)
+		code      string
+	}{
+		"a workload issuer": {0, func(e *apitest.Env, d *directory.Directory, tx *directory.Tx) {
+			d.WorkloadIssuers.Put(tx, &cluster.Issuer{ID: "WorkloadIssuer-1", AccountID: e.Owner.AccountID, Name: "ci", Issuer: podIssuer, Audience: "iam", Mapping: cluster.SubjectOnly()})
+		}, "issuer_taken"},
+		"the last one": {limit - 1, func(e *apitest.Env, d *directory.Directory, tx *directory.Tx) {
+			put(e, d, tx, limit-1, limit)
+		}, "limit_exceeded"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := start(t)
+			d := e.Config.Directory
+			if err := d.Update(t.Context(), e.Owner.IAMID, func(tx *directory.Tx) error { put(e, d, tx, 0, tt.before); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			var once sync.Once
+			s := newAPIServer(t, credential, keysOf(t, newSigner(t, "a")))
+			s.before = func() {
+				once.Do(func() {
+					if err := d.Update(t.Context(), e.Owner.IAMID, func(tx *directory.Tx) error { tt.meanwhile(e, d, tx); return nil }); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			body := map[string]any{"name": "one", "issuer": podIssuer, "server": s.input()}
+			wantError(t, e.Do(post(body)), 409, tt.code)
+			body["name"] = "two"
+			wantError(t, e.Do(post(body)), 409, tt.code)
+		})
+	}
 }

@@ -58,6 +58,7 @@ func isNull(raw json.RawMessage) bool { return string(raw) == "null" }
 // caller must have the right to change it before that.
 func (h family) prepareUpdate(c *api.Call, b *change) error {
 	old, target, err := find(c)
+	c.About(target)
 	if err != nil {
 		return err
 	}
@@ -222,6 +223,7 @@ func (*refreshment) OptionalBody() {}
 // long as they do without it.
 func (h family) refresh(c *api.Call, b *refreshment) error {
 	k, target, err := find(c)
+	c.About(target)
 	if err != nil {
 		return err
 	}

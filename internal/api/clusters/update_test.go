@@ -401,3 +401,24 @@ func grantOn(t *testing.T, e *apitest.Env, who, key, value string) {
 		t.Fatal(err)
 	}
 }
+
+func TestARefusedChangeSaysWhichClusterItWasAbout(t *testing.T) {
+	e := start(t)
+	wantError(t, e.Do(post(map[string]any{"name": "broken", "issuer": "no URL"})), 400, "invalid_body")
+	if ev := e.Events(1)[0]; ev.Target.Name != "broken" || ev.Target.TypeURI != "containers-kubernetes/cluster" || ev.Outcome != "failure" {
+		t.Errorf("event on %+v", ev.Target)
+	}
+	wantError(t, e.Do(post(map[string]any{"name": "un\x1bprintable", "issuer": "no URL"})), 400, "invalid_body")
+	if ev := e.Events(1)[0]; ev.Target.Name != "" {
+		t.Errorf("event on %+v", ev.Target)
+	}
+	m := e.Do(post(uploaded(t, "k"))).Want(201)
+	wantError(t, e.Do(patch("k", map[string]any{"jwks": "none"})), 400, "invalid_body")
+	if ev := e.Events(1)[0]; ev.Action != "containers-kubernetes.cluster.update" || ev.Target.ID != m["crn"] || ev.Target.Name != "k" || ev.Outcome != "failure" {
+		t.Errorf("event %s on %+v", ev.Action, ev.Target)
+	}
+	// Another account's cluster is not named, though there is one.
+	r := patch("k", map[string]any{"jwks": "none"})
+	r.As, r.Account = e.Other.IAMID, e.Other.AccountID
+	e.Do(r).Want(404)
+}

@@ -391,6 +391,28 @@ func TestWhoRegistersAnotherOnesIssuerWithKeysOfHisOwnGainsNothing(t *testing.T)
 	s.link(q, thief.cluster(s.Other.AccountID, "c"))
 	s.post(crForm(honest.token(), "profile_id", p.ID)).want(200)
 	s.post(crForm(thief.token(), "profile_id", q.ID)).want(200)
-	s.refused(s.post(crForm(thief.token(), "profile_id", p.ID)), grant.CodeNotFound, s.Other.AccountID, grant.CheckProfile)
-	s.refused(s.post(crForm(honest.token(), "profile_id", q.ID)), grant.CodeNotFound, s.Owner.AccountID, grant.CheckProfile)
+	// Each account sees what failed there: no profile where the token is good, and
+	// the signature where it is not.
+	for profile, tt := range map[string]struct {
+		token string
+		fails [2]string // in the owner's account, and in the other one
+	}{
+		p.ID: {thief.token(), [2]string{attest.CheckSignature, grant.CheckProfile}},
+		q.ID: {honest.token(), [2]string{grant.CheckProfile, attest.CheckSignature}},
+	} {
+		a := s.post(crForm(tt.token, "profile_id", profile))
+		a.wantError(400, grant.CodeNotFound)
+		events := s.events(a.header.Get("Transaction-Id"))
+		if len(events) != 2 {
+			t.Fatalf("%d events, want one in each account", len(events))
+		}
+		for n, other := range []string{s.Other.AccountID, s.Owner.AccountID} {
+			if failed, _ := events[n].Trace.Failed(); failed.Name != tt.fails[n] {
+				t.Errorf("the check %s failed, want %s", failed.Name, tt.fails[n])
+			}
+			if doc := fmt.Sprintf("%+v", events[n]); strings.Contains(doc, other) {
+				t.Errorf("the event names the other account %s: %s", other, doc)
+			}
+		}
+	}
 }

@@ -327,6 +327,11 @@ func (h family) test(c *api.Call, b *body, i *cluster.Issuer) error {
 // server to URLs of his choice.
 func (h family) prepareNew(c *api.Call, b *body) error {
 	id := "WorkloadIssuer-" + uuid.NewString()
+	about := api.Target{TypeURI: typeURI}
+	if b.Name != nil && api.Printable(*b.Name, maxName) {
+		about.Name = *b.Name
+	}
+	c.About(about)
 	if err := c.Authorize(actionCreate, resourceOf(c, id)); err != nil {
 		return err
 	}
@@ -340,6 +345,7 @@ func (h family) prepareNew(c *api.Call, b *body) error {
 	if err := b.apply(i); err != nil {
 		return err
 	}
+	c.About(targetOf(c, i))
 	if err := free(c, i); err != nil {
 		return err
 	}
@@ -440,6 +446,7 @@ func data(i *cluster.Issuer) map[string]any {
 // prepareChange asks for the keys again when where they come from changes.
 func (h family) prepareChange(c *api.Call, b *body) error {
 	old, t, err := find(c)
+	c.About(t)
 	if err != nil {
 		return err
 	}

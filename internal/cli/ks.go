@@ -14,7 +14,7 @@ var clusters = &kind{
 		"Keys from", "keys_from"), column{title: "Review", of: affirmed("review")}, column{title: "Groups", path: "groups.name"}),
 	details: append(columns("Name", "name", "ID", "id", "CRN", "crn", "Type", "type", "Issuer", "issuer", "Audience", "audience",
 		"Location", "location", "Resource group ID", "resource_group_id", "Groups", "groups.name"),
-		column{title: "Keys from", of: keysFrom}, column{title: "Keys", path: "keys"}, column{title: "API server", path: "server.url"},
+		column{title: "Keys from", of: keysFrom}, column{title: "Keys", path: "keys"}, column{title: "Key IDs", path: "key_ids"}, column{title: "API server", path: "server.url"},
 		column{title: "Token review", of: reviewed}, column{title: "Created", path: "created_at"}),
 }
 

@@ -479,7 +479,7 @@ func (s *session) note(format string, args ...any) {
 func (s *session) registered(a *explored, o object, sentence string, args ...any) error {
 	s.ok(sentence, args...)
 	found := func(title, text string) column { return column{title: title, of: func(object) string { return text }} }
-	cols := append(clusters.details[:len(clusters.details):len(clusters.details)], column{title: "Key IDs", path: "key_ids"})
+	cols := slices.Clone(clusters.details)
 	if a != nil {
 		about := a.cfg.URL
 		if a.found.Version != "" {

@@ -418,6 +418,37 @@ func TestATokenIsShownToNoAPIServerOfAnotherAccount(t *testing.T) {
 			t.Error("the attacker has seen a token")
 		}
 	})
+	t.Run("nor when it took the earlier one's keys after all", func(t *testing.T) {
+		p := newReviewedPod(t)
+		down := newAPIServer(t, nil)
+		down.answer = fails
+		mine := down.behind(uploaded("c0ffee", nil), newSealer(t))
+		mine.CreatedAt = p.clock.Now()
+		first := claim(p, p.clock.Now().Add(-time.Hour))
+		first.Proved = p.clock.Now().Add(time.Second)
+		p.Clusters = registered{mine, first}
+		proofs, _, err := p.Verify(ctx, p.token(t, nil))
+		if err != nil || len(proofs) != 1 || !slices.Equal(proofs[0].Undecided, []string{home}) {
+			t.Fatalf("%+v, %v", proofs, err)
+		}
+		if _, r := proofs[0].Review(ctx, false); r == nil || r.Reason != attest.ReviewWithheld {
+			t.Errorf("%v", r)
+		}
+	})
+	t.Run("nor is another cluster of the account, while the token may be of one that cannot be asked", func(t *testing.T) {
+		p := newReviewedPod(t)
+		down := newAPIServer(t, nil)
+		down.answer = fails
+		p.Clusters = registered{p.cluster, down.behind(uploaded("decaf", nil), newSealer(t))}
+		proofs, _, err := p.Verify(ctx, p.token(t, nil))
+		if err != nil || len(proofs) != 1 {
+			t.Fatalf("%+v, %v", proofs, err)
+		}
+		if _, r := proofs[0].Review(ctx, true); r == nil || r.Reason != attest.ReviewUnavailable {
+			t.Errorf("%v", r)
+		}
+		p.wantAsked(t, 0)
+	})
 	t.Run("two accounts that share a cluster share its API server", func(t *testing.T) {
 		p := newReviewedPod(t)
 		shared := claim(p, p.clock.Now())

@@ -412,7 +412,7 @@ func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	if resp.StatusCode != http.StatusOK {
 		hint := ""
 		if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
-			hint = " (does the cluster allow anonymous discovery? else register its API server with a credential, or its keys with jwks)"
+			hint = " (does the cluster allow anonymous discovery? else register it with --token-review or with its keys, --keys upload or --jwks)"
 		}
 		return nil, fmt.Errorf("fetch %s: HTTP status %s%s", url, resp.Status, hint)
 	}

@@ -92,10 +92,10 @@ func (w *workloadFlags) fill(s *session, body map[string]any) error {
 			return fmt.Errorf("%s is not a mapping: %w", w.mappingFile, err)
 		}
 	}
-	if w.caFile != "" {
-		ca, err := readFile(w.caFile)
+	if w.set.Changed("ca-file") {
+		ca, err := authorities(w.caFile)
 		if err != nil {
-			return during(err, "read the CA")
+			return err
 		}
 		body["ca"] = ca
 	}
@@ -139,6 +139,15 @@ func parseMapping(text string) (cluster.Mapping, error) {
 	return m, nil
 }
 
+// adviseIssuer adds to a refusal of the server what to do about it.
+func adviseIssuer(err error) error {
+	if codeOf(err) != codeKeysUnusable {
+		return err
+	}
+	return &noted{error: err, note: "Where the server cannot reach the issuer, give it the keys with --jwks FILE: what the issuer's jwks_uri shows. " +
+		"Where the issuer's certificate is of a private CA, give that with --ca-file FILE."}
+}
+
 func workloadIssuerCreateCommand() *cobra.Command {
 	var flags workloadFlags
 	var issuer string
@@ -172,7 +181,7 @@ func workloadIssuerCreateCommand() *cobra.Command {
 			}
 			o, err := s.send(request{method: http.MethodPost, path: workloadIssuers.path, body: body})
 			if err != nil {
-				return err
+				return adviseIssuer(err)
 			}
 			if err := s.made(workloadIssuers, o, "The workload issuer %s was created.", args[0]); err != nil {
 				return err
@@ -277,7 +286,7 @@ func workloadIssuerUpdateCommand() *cobra.Command {
 				method: http.MethodPatch, path: workloadIssuers.at(o.text("id")), body: body, header: map[string]string{"If-Match": entityTag(o, header)},
 			})
 			if err != nil {
-				return err
+				return adviseIssuer(err)
 			}
 			if err := s.made(workloadIssuers, o, "The workload issuer %s was updated.", args[0]); err != nil {
 				return err

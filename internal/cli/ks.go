@@ -10,8 +10,8 @@ import (
 var clusters = &kind{
 	noun: "cluster", plural: "clusters", listed: "ks clusters", path: "/v1/clusters", array: "clusters", id: "id",
 	form: regexp.MustCompile(`^[0-9a-z]{20}$`),
-	columns: columns("Name", "name", "ID", "id", "Type", "type", "Issuer", "issuer", "Audience", "audience", "Location", "location",
-		"Keys from", "keys_from", "Review", "review", "Groups", "groups.name"),
+	columns: append(columns("Name", "name", "ID", "id", "Type", "type", "Issuer", "issuer", "Audience", "audience", "Location", "location",
+		"Keys from", "keys_from"), column{title: "Review", of: affirmed("review")}, column{title: "Groups", path: "groups.name"}),
 	details: append(columns("Name", "name", "ID", "id", "CRN", "crn", "Type", "type", "Issuer", "issuer", "Audience", "audience",
 		"Location", "location", "Resource group ID", "resource_group_id", "Groups", "groups.name"),
 		column{title: "Keys from", of: keysFrom}, column{title: "Keys", path: "keys"}, column{title: "API server", path: "server.url"},
@@ -30,7 +30,7 @@ const (
 func keysFrom(o object) string {
 	switch from := o.text("keys_from"); from {
 	case keysUploaded:
-		return "upload; after the cluster has changed its keys run: tabard ks cluster-update " + o.text("name") + " --rotate-keys --kubeconfig FILE"
+		return "uploaded; after the cluster has changed its keys run: tabard ks cluster-update " + o.text("name") + " --rotate-keys --kubeconfig FILE"
 	case keysServer:
 		return "the API server; new keys are noticed"
 	case keysIssuer:
@@ -38,6 +38,11 @@ func keysFrom(o object) string {
 	default:
 		return from
 	}
+}
+
+// affirmed shows a truth value as people say it.
+func affirmed(path string) func(object) string {
+	return func(o object) string { return map[bool]string{true: "yes", false: "no"}[o.text(path) == "true"] }
 }
 
 func reviewed(o object) string {

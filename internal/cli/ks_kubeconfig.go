@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -53,14 +54,20 @@ func (k *kubeFlags) config(cmd *cobra.Command) (kube.Config, error) {
 	if err != nil {
 		return kube.Config{}, err
 	}
+	advise := func(cfg kube.Config, err error) (kube.Config, error) {
+		if err != nil && len(read.Contexts()) > 0 && k.context == "" {
+			err = &noted{error: err, note: "Name another context with: --context NAME"}
+		}
+		return cfg, err
+	}
 	stderr := cmd.ErrOrStderr()
 	stdin, _ := cmd.InOrStdin().(*os.File)
-	return read.Config(k.context, kube.ExecOptions{
+	return advise(read.Config(k.context, kube.ExecOptions{
 		Tell: func(command string) {
 			fmt.Fprintf(stderr, "Running the program that the kubeconfig names for credentials: %s\n", plain(command))
 		},
 		Stdin: stdin, Stderr: stderr,
-	})
+	}))
 }
 
 // clusterError says what to do about an API server that does not do as asked;
@@ -69,8 +76,15 @@ func clusterError(server, doing string, err error) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, context.Canceled) {
+		return errInterrupted
+	}
 	note := ""
+	var plugin *kube.PluginError
 	switch code := kube.Code(err); {
+	case errors.As(err, &plugin):
+		err = plugin
+		note = "Run it by hand to see what it lacks: " + plugin.Command
 	case code == http.StatusUnauthorized:
 		note = "The cluster does not know the kubeconfig's credential, or it has ended: log in to the cluster again, or name another --context."
 	case code == http.StatusForbidden:

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -150,7 +151,7 @@ func (a *explored) keySet(s *session) (json.RawMessage, error) {
 
 // server is how the Tabard server is to reach the API server: as the user does,
 // but with a token of its own.
-func (p *proofFlags) server(s *session, a *explored) (map[string]any, error) {
+func (p *proofFlags) server(s *session, name string, a *explored) (map[string]any, error) {
 	if p.tokenReview && p.reviewerToken == "" && a == nil {
 		return nil, Usage("--token-review makes a service account in the cluster: give --kubeconfig; or give a token with --reviewer-token")
 	}
@@ -183,7 +184,7 @@ func (p *proofFlags) server(s *session, a *explored) (map[string]any, error) {
 		if err := s.confirmReviewer(a.cfg.URL, p.force); err != nil {
 			return nil, err
 		}
-		token, err := s.reviewer(a.cfg.URL, a.client)
+		token, err := s.reviewer(name, a.cfg.URL, a.client)
 		if err != nil {
 			return nil, err
 		}
@@ -251,7 +252,12 @@ func advise(err error) error {
 	note := ""
 	switch codeOf(err) {
 	case codeKeysUnusable:
-		note = "Where the server cannot get the keys from there, upload them: --keys upload with --kubeconfig, or --jwks FILE with what kubectl get --raw /openid/v1/jwks prints."
+		note = "Where the server cannot get the keys from there, upload them: --keys upload with --kubeconfig, or --jwks FILE with what kubectl get --raw /openid/v1/jwks prints. " +
+			"Where the issuer's certificate is of a private CA, give that with --ca-file FILE."
+		if strings.Contains(err.Error(), "certificate") || strings.Contains(err.Error(), "x509") {
+			note = "The issuer's certificate is not one that the server trusts: give the CA that it is of with --ca-file FILE. " +
+				"Or upload the keys: --keys upload with --kubeconfig, or --jwks FILE with what kubectl get --raw /openid/v1/jwks prints."
+		}
 	case codeReview:
 		note = "The server must reach the API server itself: give --api-server with an address that it reaches."
 	case codeIssuerTaken:
@@ -259,9 +265,53 @@ func advise(err error) error {
 	case codeTestRefused:
 		note = "The token came from the cluster just now, so what is registered does not fit it. Where the API server has several addresses or keys, try --keys upload."
 	default:
-		return err
+		// The server speaks of the fields of its API.
+		switch targetOf(err) {
+		case "server.token":
+			note = "Give a token for the API server: --token-review with --kubeconfig makes one, --reviewer-token FILE has one. Or upload the keys: --keys upload, or --jwks FILE."
+		case "server.url":
+			note = "The address is that of --api-server, or of the kubeconfig."
+		case "server.ca":
+			note = "The CA is that of the kubeconfig: its certificate-authority."
+		case "review":
+			note = "Give a token for the API server: --token-review with --kubeconfig makes one, --reviewer-token FILE has one."
+		case "groups":
+			note = "Make a cluster group with: tabard ks cluster-group-create NAME"
+		default:
+			return err
+		}
 	}
 	return &noted{error: err, note: note}
+}
+
+// missingGroup adds to the failure to find a cluster group how one is made.
+func missingGroup(err error, ref string) error {
+	var n *noted
+	if errors.As(err, &n) {
+		n.note += ". Make one with: tabard ks cluster-group-create " + ref
+	}
+	return err
+}
+
+// targetOf returns the field that a refusal of the server is about, or "".
+func targetOf(err error) string {
+	var e *apiError
+	if errors.As(err, &e) {
+		return e.Target
+	}
+	return ""
+}
+
+// authorities reads the file of --ca-file.
+func authorities(file string) (string, error) {
+	text, err := readFile(file)
+	if err != nil {
+		return "", during(err, "read the CA")
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM([]byte(text)) {
+		return "", Usage("%s holds no certificate in PEM: --ca-file is the certificate of the authority that the issuer's is of", file)
+	}
+	return text, nil
 }
 
 func clusterRegisterCommand() *cobra.Command {
@@ -294,6 +344,11 @@ func clusterRegisterCommand() *cobra.Command {
 		run: func(s *session, args []string) error {
 			name := args[0]
 			body := map[string]any{"name": name}
+			for _, ref := range inGroups {
+				if _, err := clusterGroups.find(s, ref); err != nil {
+					return missingGroup(err, ref)
+				}
+			}
 			var a *explored
 			switch {
 			case p.kube.file != "" || p.kube.context != "" || issuer == "" && p.jwksFile == "" && p.kube.given():
@@ -340,10 +395,10 @@ func clusterRegisterCommand() *cobra.Command {
 				}
 				body["resource_group"] = id
 			}
-			if p.caFile != "" {
-				ca, err := readFile(p.caFile)
+			if s.cmd.Flags().Changed("ca-file") {
+				ca, err := authorities(p.caFile)
 				if err != nil {
-					return during(err, "read the CA")
+					return err
 				}
 				body["ca"] = ca
 			}
@@ -374,7 +429,8 @@ func (p *proofFlags) register(s *session, a *explored, body map[string]any, issu
 		if !asks {
 			return object{}, Usage("--keys %s needs --token-review or --reviewer-token: API servers tell their keys to nobody without a token", keysServer)
 		}
-		server, err := p.server(s, a)
+		name, _ := body["name"].(string)
+		server, err := p.server(s, name, a)
 		if err != nil {
 			return object{}, err
 		}
@@ -496,10 +552,10 @@ func clusterUpdateCommand() *cobra.Command {
 			if named("audience") {
 				body["audience"] = p.audience
 			}
-			if p.caFile != "" {
-				ca, err := readFile(p.caFile)
+			if s.cmd.Flags().Changed("ca-file") {
+				ca, err := authorities(p.caFile)
 				if err != nil {
-					return during(err, "read the CA")
+					return err
 				}
 				body["ca"] = ca
 			}
@@ -508,6 +564,12 @@ func clusterUpdateCommand() *cobra.Command {
 			})
 			if err != nil {
 				return advise(err)
+			}
+			if p.tokenReview && o.text("keys_from") == keysUploaded {
+				s.note("The keys are still the uploaded ones; with --keys %s the server reads them from the API server from now on.", keysServer)
+			}
+			if named("audience") && a == nil {
+				s.warn("the audience was not tried out: give --kubeconfig to have a token for it made and tried")
 			}
 			return s.registered(a, o, "The cluster %s was updated.", old.text("name"))
 		},
@@ -577,7 +639,7 @@ func (p *proofFlags) change(s *session, old object, rotate bool) (map[string]any
 		}
 	}
 	if asks || p.apiServer != "" {
-		server, err := p.server(s, a)
+		server, err := p.server(s, old.text("name"), a)
 		if err != nil {
 			return nil, a, err
 		}

@@ -65,7 +65,7 @@ func reviewerObjects() []struct {
 
 // reviewer makes the reviewer in a cluster and returns its token. It may be run
 // again: what is there already is brought into the same form.
-func (s *session) reviewer(server string, c *kube.Client) (string, error) {
+func (s *session) reviewer(name, server string, c *kube.Client) (string, error) {
 	for _, o := range reviewerObjects() {
 		path := o.path + "/" + o.name + "?fieldManager=tabard"
 		if err := c.Patch(s.ctx(), path, kube.ApplyPatch, o.body, nil); err != nil {
@@ -83,8 +83,8 @@ func (s *session) reviewer(server string, c *kube.Client) (string, error) {
 	if err != nil {
 		return "", clusterError(server, "make the reviewer's token", err)
 	}
-	s.warn("the cluster fills in no lasting token, so the reviewer's ends on %s. Before that run: tabard ks cluster-update NAME --token-review --kubeconfig FILE",
-		made.Expires.UTC().Format(timeForm))
+	s.warn("the cluster fills in no lasting token, so the reviewer's ends on %s. Before that run: tabard ks cluster-update %s --token-review --kubeconfig FILE",
+		made.Expires.UTC().Format(timeForm), name)
 	return made.Token, nil
 }
 
@@ -124,7 +124,7 @@ func (s *session) confirmReviewer(server string, force bool) error {
 	for _, o := range reviewerObjects() {
 		made = append(made, o.what+" "+o.name)
 	}
-	return s.confirm(false, "make in the cluster at %s: %s", server, strings.Join(made, ", "))
+	return s.confirm(false, "make the reviewer's objects in the cluster at %s (%s)", server, strings.Join(made, ", "))
 }
 
 // reviewerFile reads a token that somebody made for the server's reviewer.

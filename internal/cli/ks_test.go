@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"encoding/pem"
+	"net/http/httptest"
 	"strings"
 	"testing"
 )
@@ -163,4 +165,37 @@ func TestAnIssuerThatOnlyPodsFindIsNotAskedFor(t *testing.T) {
 	if !sameHost("https://A.example", "https://a.example:443/path") || sameHost("https://a.example:6443", "https://a.example") {
 		t.Error("hosts are not told apart by name and port")
 	}
+}
+
+// authority returns a certificate in PEM.
+func authority(t *testing.T) string {
+	t.Helper()
+	s := httptest.NewTLSServer(nil)
+	defer s.Close()
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}))
+}
+
+func TestAFileWithoutACertificateIsNoAuthority(t *testing.T) {
+	newServer(t).login()
+	writeFile(t, "empty.crt", "")
+	run(t, "ks", "cluster-register", "my-cluster", "--issuer", "https://k8s.example:6443", "--ca-file", "empty.crt").want(2, "empty.crt holds no certificate")
+	run(t, "iam", "workload-issuer-create", "ci", "--issuer", "https://ci.example", "--ca-file", "empty.crt").want(2, "empty.crt holds no certificate")
+}
+
+func TestACertificateThatIsNotTrustedLeadsToTheCAFile(t *testing.T) {
+	s := newServer(t)
+	s.login()
+	refusal := reply{status: 400, body: item("errors", []any{item("code", "keys_unusable", "message", "fetch it: x509: certificate signed by unknown authority")})}
+	s.answer("POST /v1/clusters", refusal)
+	s.answer("POST /v1/workload_issuers", refusal)
+	run(t, "ks", "cluster-register", "my-cluster", "--issuer", "https://k8s.example:6443").want(1, "--ca-file FILE")
+	run(t, "iam", "workload-issuer-create", "ci", "--issuer", "https://ci.example").want(1, "--ca-file FILE", "--jwks FILE")
+}
+
+func TestAClusterGroupThatIsNotThereIsToldBeforeAnythingIsDone(t *testing.T) {
+	s := newServer(t)
+	s.login()
+	s.answer("GET /v1/cluster_groups", list("cluster_groups"))
+	run(t, "ks", "cluster-register", "my-cluster", "--issuer", "https://k8s.example:6443", "--cluster-group", "nogroup").
+		want(1, "tabard ks cluster-group-create nogroup")
 }

@@ -130,11 +130,12 @@ func TestTheCommandLinesOfAPodWorkAsWritten(t *testing.T) {
 	s.answer("POST /v1/clusters", reply{status: 201, body: item("id", "abcdefghij0123456789", "name", "my-cluster", "crn", clusterCRN)})
 	s.answer("POST /v1/profiles/"+profileID+"/links", reply{status: 201, body: item("id", "Link-"+uuidA, "name", "my-link")})
 	s.answer("POST /v1/profiles/"+profileID+"/rules", reply{status: 201, body: item("id", "ClaimRule-"+uuidA, "name", "my-rule")})
-	writeFile(t, "ca.crt", "-----BEGIN CERTIFICATE-----\n")
+	ca := authority(t)
+	writeFile(t, "ca.crt", ca)
 	writeFile(t, "jwks.json", `{"keys":[{"kty":"EC"}]}`)
 
 	run(t, "ks", "cluster-register", "my-cluster", "--issuer", "https://k8s.example:6443", "--ca-file", "ca.crt").want(0, clusterCRN)
-	wantBody(t, s.sent("POST /v1/clusters"), item("name", "my-cluster", "issuer", "https://k8s.example:6443", "ca", "-----BEGIN CERTIFICATE-----\n"))
+	wantBody(t, s.sent("POST /v1/clusters"), item("name", "my-cluster", "issuer", "https://k8s.example:6443", "ca", ca))
 
 	run(t, "ks", "cluster-register", "my-cluster", "--jwks", "jwks.json", "--issuer", "https://kubernetes.default.svc", "--audience", "mine", "--type", "ROKS_SA").want(0)
 	wantBody(t, s.sent("POST /v1/clusters"), item("name", "my-cluster", "issuer", "https://kubernetes.default.svc",

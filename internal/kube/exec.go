@@ -75,6 +75,18 @@ type execGranted struct {
 	Key         string    `json:"clientKeyData,omitempty"`         // PEM
 }
 
+// PluginError says that a credential plugin gave out no credential.
+type PluginError struct {
+	Command string // with its arguments, as a person would run it
+	Err     error
+}
+
+func (e *PluginError) Error() string {
+	return fmt.Sprintf("get credentials from %q: %v", e.Command, e.Err)
+}
+
+func (e *PluginError) Unwrap() error { return e.Err }
+
 // execSource runs a plugin and keeps what it granted until that ends.
 type execSource struct {
 	plugin      execPlugin
@@ -171,24 +183,36 @@ func (s *execSource) get(ctx context.Context) (execGranted, *tls.Certificate, er
 	}
 	g, pair, err := s.run(ctx)
 	if err != nil {
-		err = fmt.Errorf("get credentials from %q: %w", s.plugin.Command, err)
+		if errors.Is(err, context.Canceled) {
+			return execGranted{}, nil, err
+		}
 		if s.plugin.InstallHint != "" && errors.Is(err, exec.ErrNotFound) {
 			err = fmt.Errorf("%w. The kubeconfig says: %s", err, s.plugin.InstallHint)
 		}
-		return execGranted{}, nil, err
+		return execGranted{}, nil, &PluginError{Command: s.line(), Err: err}
 	}
 	s.granted, s.pair, s.have = g, pair, true
 	return g, pair, nil
 }
 
-func (s *execSource) run(ctx context.Context) (g execGranted, pair *tls.Certificate, err error) {
-	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
-	defer cancel()
-	command := s.plugin.Command
-	if strings.ContainsRune(command, filepath.Separator) {
-		command = resolve(s.dir, command)
+// program is the plugin's program, relative to the kubeconfig when it is a path, and
+// looked for as ever when it is a name.
+func (s *execSource) program() string {
+	if strings.ContainsRune(s.plugin.Command, filepath.Separator) {
+		return resolve(s.dir, s.plugin.Command)
 	}
-	cmd := exec.CommandContext(ctx, command, s.plugin.Args...)
+	return s.plugin.Command
+}
+
+// line is the plugin's command line.
+func (s *execSource) line() string {
+	return strings.Join(append([]string{s.program()}, s.plugin.Args...), " ")
+}
+
+func (s *execSource) run(caller context.Context) (g execGranted, pair *tls.Certificate, err error) {
+	ctx, cancel := context.WithTimeout(caller, s.o.Timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, s.program(), s.plugin.Args...)
 	cmd.Env = append(os.Environ(), s.env...)
 	cmd.WaitDelay = execGrace
 	out := &bounded{left: maxExecOutput, over: cancel}
@@ -199,10 +223,14 @@ func (s *execSource) run(ctx context.Context) (g execGranted, pair *tls.Certific
 	}
 	if s.interactive {
 		cmd.Stdin = s.o.Stdin
+	} else {
+		ownGroup(cmd)
 	}
-	s.o.Tell(strings.Join(append([]string{command}, s.plugin.Args...), " "))
+	s.o.Tell(s.line())
 	err = cmd.Run()
 	switch {
+	case errors.Is(caller.Err(), context.Canceled):
+		return g, nil, caller.Err()
 	case out.cut:
 		return g, nil, fmt.Errorf("it printed more than %d bytes", maxExecOutput)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):

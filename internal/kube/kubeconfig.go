@@ -240,12 +240,15 @@ func (k *Kubeconfig) Config(context string, o ExecOptions) (Config, error) {
 	if name == "" && len(k.contexts) == 1 {
 		name = k.Contexts()[0]
 	}
+	if len(k.contexts) == 0 {
+		return Config{}, errors.New("the kubeconfig has no contexts, so it says nothing of how a cluster is reached: is it the right file?")
+	}
 	if name == "" {
-		return Config{}, fmt.Errorf("the kubeconfig has no current context: name one of %s", strings.Join(k.Contexts(), ", "))
+		return Config{}, fmt.Errorf("the kubeconfig has no current context: name one of its contexts, which are %s", strings.Join(k.Contexts(), ", "))
 	}
 	kc, ok := k.contexts[name]
 	if !ok {
-		return Config{}, fmt.Errorf("the kubeconfig has no context %q, but %s", name, cmp.Or(strings.Join(k.Contexts(), ", "), "none"))
+		return Config{}, fmt.Errorf("the kubeconfig has no context %q, but %s", name, strings.Join(k.Contexts(), ", "))
 	}
 	c, ok := k.clusters[kc.Cluster]
 	if !ok {

@@ -52,7 +52,7 @@ func (h family) setServer(k *cluster.Cluster, in *serverInput) error {
 		return nil
 	}
 	if len(old.Sealed) > 0 && (next.URL != old.URL || next.CA != old.CA) {
-		return api.Invalid("The server's url or ca changes, so give server.token again: the one that is there is not sent to another place.").On("server.token")
+		return api.Invalid("The server's url or ca changes, so give server.token again: the one that is there is not sent to another place ('--reviewer-token' or '--token-review' of 'tabard ks cluster-update').").On("server.token")
 	}
 	return nil
 }

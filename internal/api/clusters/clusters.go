@@ -114,6 +114,7 @@ func Register(mux *http.ServeMux, cfg *api.Config, o Options) {
 type body struct {
 	ID              string          `json:"id"`
 	CRN             string          `json:"crn"`
+	AccountID       string          `json:"account_id"`
 	Name            string          `json:"name"`
 	Type            identity.CRType `json:"type"`
 	Issuer          string          `json:"issuer"`
@@ -129,6 +130,8 @@ type body struct {
 	Groups          []reference     `json:"groups"`
 	CreatedAt       time.Time       `json:"created_at"`
 	CreatedBy       string          `json:"created_by"`
+	ModifiedAt      time.Time       `json:"modified_at"`
+	ModifiedBy      string          `json:"modified_by"`
 	EntityTag       string          `json:"entity_tag"`
 
 	// Of the answer to a change.
@@ -151,9 +154,9 @@ type reference struct {
 
 func encode(c *api.Call, k *cluster.Cluster) body {
 	b := body{
-		ID: k.ID, CRN: k.CRN, Name: k.Name, Type: k.Type, Issuer: k.Issuer, Audience: k.Audience, Location: k.Location,
+		ID: k.ID, CRN: k.CRN, AccountID: k.AccountID, Name: k.Name, Type: k.Type, Issuer: k.Issuer, Audience: k.Audience, Location: k.Location,
 		ResourceGroupID: k.ResourceGroupID, KeysFrom: attest.KeysFrom(k), HasCA: k.CA != "", Review: k.Review, Groups: groupsOf(c, k),
-		CreatedAt: k.CreatedAt.UTC(), CreatedBy: k.CreatedBy, EntityTag: k.Tag(k.ID),
+		CreatedAt: seconds(k.CreatedAt), CreatedBy: k.CreatedBy, ModifiedAt: seconds(k.ModifiedAt), ModifiedBy: k.ModifiedBy, EntityTag: k.Tag(k.ID),
 	}
 	if k.Server != nil {
 		b.Server = &serverBody{URL: k.Server.URL, HasCA: k.Server.CA != "", HasToken: len(k.Server.Sealed) > 0}
@@ -166,6 +169,9 @@ func encode(c *api.Call, k *cluster.Cluster) body {
 	}
 	return b
 }
+
+// seconds is the form in which times are shown.
+func seconds(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 
 func keyIDs(keys []jose.JSONWebKey) []string {
 	ids := make([]string, len(keys))
@@ -393,6 +399,11 @@ func room(c *api.Call, k *cluster.Cluster) error {
 	if c.Directory.ClustersByAccount.Len(c.Account()) >= maxClusters {
 		return fault.New(fault.Conflict, "limit_exceeded", "The account has %d clusters, which is the limit.", maxClusters)
 	}
+	for _, other := range c.Directory.ClustersByAccount.Get(c.Account()) {
+		if other.Name == k.Name {
+			return fault.New(fault.Conflict, "conflict", "A cluster named %q already exists: see 'tabard ks cluster-get %s'. Take another name, or change that one.", k.Name, k.Name)
+		}
+	}
 	for _, i := range c.Directory.WorkloadIssuersOf(k.Issuer) {
 		if i.AccountID == c.Account() {
 			return fault.New(fault.Conflict, "issuer_taken",
@@ -412,16 +423,32 @@ func issuerFree(c *api.Call, k *cluster.Cluster) error {
 		}
 		shared := slices.ContainsFunc(k.Claims(), func(claim string) bool { return slices.Contains(other.Claims(), claim) })
 		if shared || attest.KeysFrom(k) == attest.FromIssuer || attest.KeysFrom(other) == attest.FromIssuer {
-			return issuerTaken(k, other)
+			return issuerTaken(k, other, shared)
 		}
 	}
 	return nil
 }
 
-func issuerTaken(k, other *cluster.Cluster) error {
+// issuerTaken is the fault of a cluster that cannot stand beside another one.
+// Same says that both have the keys, or the API server, of one cluster.
+func issuerTaken(k, other *cluster.Cluster, same bool) error {
+	switch {
+	case same && attest.KeysFrom(k) == attest.FromUpload:
+		return fault.New(fault.Conflict, "issuer_taken",
+			"The issuer %q is already registered with these keys, as cluster %q. Is it the same cluster, change that one: 'tabard ks cluster-update %s'.", k.Issuer, other.Name, other.Name)
+	case same && attest.KeysFrom(k) == attest.FromServer:
+		return fault.New(fault.Conflict, "issuer_taken",
+			"The issuer %q is already registered with the keys of this API server, as cluster %q. Is it the same cluster, change that one: 'tabard ks cluster-update %s'.", k.Issuer, other.Name, other.Name)
+	}
+	remedy := "upload the keys of both"
+	if attest.KeysFrom(other) != attest.FromIssuer {
+		remedy = "upload the keys of this one, too"
+	} else if attest.KeysFrom(k) != attest.FromIssuer {
+		remedy = fmt.Sprintf("the keys of %q come from the issuer; upload them", other.Name)
+	}
 	return fault.New(fault.Conflict, "issuer_taken",
-		"The issuer %q is already registered, as cluster %q. Clusters with one issuer are told apart by their keys: upload those of each, or give their API servers.",
-		k.Issuer, other.Name)
+		"The issuer %q is already registered, as cluster %q. Is it the same cluster, change that one: 'tabard ks cluster-update %s'. Clusters with one issuer are told apart by their keys: %s ('--keys upload'), or give their API servers.",
+		k.Issuer, other.Name, other.Name, remedy)
 }
 
 // load repeats inside the transaction what may have changed since prepareCreate

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 
@@ -53,6 +54,7 @@ func registerGroups(f *api.Family) {
 type groupBody struct {
 	ID          string      `json:"id"`
 	CRN         string      `json:"crn"`
+	AccountID   string      `json:"account_id"`
 	Name        string      `json:"name"`
 	Description string      `json:"description"`
 	Size        int         `json:"cluster_count"`
@@ -60,13 +62,14 @@ type groupBody struct {
 	CreatedAt   time.Time   `json:"created_at"`
 	CreatedBy   string      `json:"created_by"`
 	ModifiedAt  time.Time   `json:"modified_at"`
+	ModifiedBy  string      `json:"modified_by"`
 	EntityTag   string      `json:"entity_tag"`
 }
 
 func encodeGroup(c *api.Call, g *cluster.Group) groupBody {
 	return groupBody{
-		ID: g.ID, CRN: g.CRN, Name: g.Name, Description: g.Description, Size: c.Directory.ClustersByGroup.Len(g.ID),
-		CreatedAt: g.CreatedAt.UTC(), CreatedBy: g.CreatedBy, ModifiedAt: g.ModifiedAt.UTC(), EntityTag: g.Tag(g.ID),
+		ID: g.ID, CRN: g.CRN, AccountID: g.AccountID, Name: g.Name, Description: g.Description, Size: c.Directory.ClustersByGroup.Len(g.ID),
+		CreatedAt: seconds(g.CreatedAt), CreatedBy: g.CreatedBy, ModifiedAt: seconds(g.ModifiedAt), ModifiedBy: g.ModifiedBy, EntityTag: g.Tag(g.ID),
 	}
 }
 
@@ -158,12 +161,19 @@ func newGroup(c *api.Call, b *groupInput) (*cluster.Group, api.Target, error) {
 	if b.Description != nil {
 		g.Description = *b.Description
 	}
-	// Lists of names have commas between them, and colons part the names of pods
-	// in events.
-	if g.Name == "" || !api.Printable(g.Name, maxName) || strings.TrimSpace(g.Name) != g.Name || strings.ContainsAny(g.Name, ",:") {
-		return nil, api.Target{}, api.Invalid("The field name must have 1 to %d printable characters, without commas, colons and spaces at its ends.", maxName).On("name")
+	if !groupName(g.Name) {
+		return nil, api.Target{}, api.Invalid("The field name must have 1 to %d letters, digits, spaces and characters of -_. and no space at its ends.", maxName).On("name")
 	}
 	return g, groupTarget(c, g), checkDescription(g)
+}
+
+// groupName keeps names to what means nothing else where they stand: in the
+// conditions of rules, which have commas and colons in the command line and
+// wildcards in the API, and in lists.
+func groupName(s string) bool {
+	return s != "" && api.Printable(s, maxName) && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune(" -_.", r)
+	})
 }
 
 func checkDescription(g *cluster.Group) error {
@@ -177,6 +187,11 @@ func createGroup(c *api.Call, tx *directory.Tx, _ *groupInput, g *cluster.Group)
 	target := groupTarget(c, g)
 	if n := c.Directory.ClusterGroupsByAccount.Len(g.AccountID); n >= maxGroups {
 		return api.Reply{}, target, fault.New(fault.Conflict, "limit_exceeded", "The account has %d cluster groups, which is the limit.", n)
+	}
+	for _, other := range c.Directory.ClusterGroupsByAccount.Get(g.AccountID) {
+		if other.Name == g.Name {
+			return api.Reply{}, target, fault.New(fault.Conflict, "conflict", "A cluster group named %q already exists: see 'tabard ks cluster-group-get %s'.", g.Name, g.Name)
+		}
 	}
 	c.Directory.ClusterGroups.Put(tx, g)
 	answer := encodeGroup(c, g)

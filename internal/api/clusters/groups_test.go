@@ -153,13 +153,13 @@ func TestAGroupKeepsItsName(t *testing.T) {
 
 func TestNamesOfGroupsFitIntoLists(t *testing.T) {
 	e := start(t)
-	for _, name := range []string{"", " ", " a", "a ", "a,b", "a:b", "a\nb", "a\u0000", strings.Repeat("x", 101)} {
+	for _, name := range []string{"", " ", " a", "a ", "a,b", "a:b", "eu/a", "a*", "a'b", "a\nb", "a\u0000", strings.Repeat("x", 101)} {
 		wantError(t, e.Do(postGroup(name)), 400, "invalid_body")
 	}
 	for _, body := range []string{`{}`, `{"name":null}`, `{"name":1}`, `[]`, ``} {
 		wantError(t, e.Do(apitest.Request{Method: "POST", Path: "/v1/cluster_groups", Body: body}), 400, "invalid_body")
 	}
-	for _, name := range []string{"a", "eu/production", "Flotte für München", strings.Repeat("x", 100)} {
+	for _, name := range []string{"a", "eu-production 1.b_c", "Flotte für München", strings.Repeat("x", 100)} {
 		e.Do(postGroup(name)).Want(201)
 	}
 }

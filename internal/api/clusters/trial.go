@@ -104,7 +104,7 @@ func (h family) distinct(c *api.Call, k *cluster.Cluster, ids []string) error {
 		g.Go(func() error {
 			theirs, err := h.Keys.CheckIDs(ctx, other)
 			if err == nil && slices.ContainsFunc(ids, func(id string) bool { return id != "" && slices.Contains(theirs, id) }) {
-				return issuerTaken(k, other)
+				return issuerTaken(k, other, true)
 			}
 			return nil
 		})

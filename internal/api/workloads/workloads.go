@@ -362,6 +362,11 @@ func free(c *api.Call, i *cluster.Issuer) error {
 	if c.Directory.WorkloadIssuersByAccount.Len(c.Account()) >= maxIssuers {
 		return fault.New(fault.Conflict, "limit_exceeded", "The account has %d workload issuers, which is the limit.", maxIssuers)
 	}
+	for _, other := range c.Directory.WorkloadIssuersByAccount.Get(c.Account()) {
+		if other.Name == i.Name {
+			return fault.New(fault.Conflict, "conflict", "A workload issuer named %q already exists: see 'tabard iam workload-issuer %s'. Take another name, or change that one.", i.Name, i.Name)
+		}
+	}
 	for _, other := range c.Directory.WorkloadIssuersOf(i.Issuer) {
 		if other.AccountID == c.Account() {
 			return fault.New(fault.Conflict, "issuer_taken", "The issuer %q is already registered, as workload issuer %q; change that one instead.", i.Issuer, other.Name)

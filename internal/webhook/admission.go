@@ -28,6 +28,7 @@ const (
 	readTimeout = 3 * time.Second
 	maxWarning  = 250 // bytes; the API server cuts what is longer than 4096 in all
 	maxWarnings = 10
+	maxDenial   = 2000 // bytes of what containers lack
 )
 
 // review is an AdmissionReview of admission.k8s.io/v1.
@@ -181,12 +182,17 @@ func (w *Webhook) decide(ctx context.Context, namespace string, p *pod, required
 			v.warnings = append(v.warnings, fmt.Sprintf("Tabard has no trusted profile %q, which service account %s names", wanted.profile, account))
 		}
 	}
-	patch, warnings, err := w.injector.patch(p, wanted)
+	patch, lacking, err := w.injector.patch(p, wanted)
 	if err != nil {
 		return without("%v", err)
 	}
+	// A container that goes without would make the demand one that a mount gets
+	// around.
+	if required && len(lacking) > 0 {
+		return without("%s", clip(strings.Join(lacking, "; "), maxDenial))
+	}
 	v.patch, v.profile = patch, wanted.profile
-	v.warnings = append(v.warnings, warnings...)
+	v.warnings = append(v.warnings, lacking...)
 	return v
 }
 

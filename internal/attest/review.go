@@ -425,7 +425,7 @@ func (s *serverClient) review(ctx context.Context, token, audience string) (*rev
 	case status == http.StatusUnauthorized:
 		return nil, status, fmt.Errorf("the API server does not accept the credential that it is asked with; give the cluster a new one: %w", err)
 	case status == http.StatusForbidden:
-		return nil, status, fmt.Errorf("the credential may not review tokens; bind its service account to the cluster role system:auth-delegator: %w", err)
+		return nil, status, fmt.Errorf("the credential may not review tokens; bind its service account to a cluster role with the verb create on tokenreviews of authentication.k8s.io: %w", err)
 	case err != nil:
 		return nil, status, err
 	case out.Kind != "TokenReview" || out.Status == nil:

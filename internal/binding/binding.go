@@ -41,6 +41,7 @@ const (
 	ReasonForbidden           = "Forbidden"
 	ReasonRefused             = "Refused" // by the IAM server, for what the binding asks
 	ReasonClusterUnregistered = "ClusterNotRegistered"
+	ReasonForeignCluster      = "ForeignCluster" // the controller was given another cluster's name
 	ReasonUnavailable         = "TabardUnavailable"
 	ReasonInvalid             = "Invalid"
 )

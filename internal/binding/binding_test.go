@@ -244,6 +244,50 @@ func TestTheNextPageIsAskedOfTheServerThatGaveTheFirst(t *testing.T) {
 	}
 }
 
+func TestAControllerLeavesTheLinksOfAnotherClusterAlone(t *testing.T) {
+	const own, other = "crn:v1:tabard:public:containers-kubernetes:local:a/a:own::", "crn:v1:tabard:public:containers-kubernetes:local:a/a:other::"
+	var changes, logins atomic.Int64
+	registered := other
+	client := iamAt(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/identity/token":
+			logins.Add(1)
+			claims, _ := json.Marshal(map[string]any{"iam_id": "iam-Profile-1", "account": map[string]string{"bss": "a"}, "authn": map[string]string{"sub": own}})
+			fmt.Fprintf(w, `{"access_token": "h.%s.s", "expires_in": 3600}`, base64.RawURLEncoding.EncodeToString(claims))
+		case r.Method != http.MethodGet:
+			changes.Add(1)
+		case strings.HasPrefix(r.URL.Path, "/v1/clusters/"):
+			fmt.Fprintf(w, `{"crn": %q, "type": "IKS_SA"}`, registered)
+		case strings.HasSuffix(r.URL.Path, "/links"):
+			fmt.Fprintf(w, `{"links": [{"id": "link-1", "name": "tpb:shop/web:1", "link": {"crn": %q, "namespace": "shop", "name": "web"}}]}`, other)
+		default:
+			fmt.Fprint(w, `{"profiles": [{"id": "Profile-1", "name": "one"}]}`)
+		}
+	})
+	now := time.Unix(1_800_000_000, 0)
+	c := &Controller{iam: client, cfg: Config{Cluster: "wrong", Resync: time.Minute, Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler)}}
+	for range 3 {
+		err := c.sweep(t.Context())
+		if foreign := new(foreignCluster); !errors.As(err, &foreign) || !strings.Contains(err.Error(), "--cluster") {
+			t.Errorf("error %v", err)
+		}
+		v, err := c.carryOut(t.Context(), &binding{Status: status{LinkID: "link-1", ProfileID: "Profile-1"}})
+		if err != nil || v.reason != ReasonForeignCluster || v.linkID != "link-1" || !strings.Contains(v.message, own) {
+			t.Errorf("%+v, %v", v, err)
+		}
+	}
+	if changes.Load() != 0 {
+		t.Error("a link of another cluster was changed")
+	}
+	if logins.Load() != 2 {
+		t.Errorf("%d exchanges: once it is sure it waits", logins.Load())
+	}
+	registered, now = own, now.Add(time.Minute)
+	if k, err := c.registered(t.Context()); err != nil || k.CRN != own {
+		t.Errorf("put right, it is %v, %v", k, err)
+	}
+}
+
 func TestOddAnswersAreNoAnswers(t *testing.T) {
 	for name, answer := range map[string]http.HandlerFunc{
 		"a redirect":   func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },

@@ -62,6 +62,7 @@ type Controller struct {
 	mu        sync.Mutex
 	cluster   registeredCluster
 	clusterAt time.Time // when it was looked up
+	foreign   error     // why it is not the one that the controller works in
 
 	// Of the time as the leader.
 	queue      *queue
@@ -242,13 +243,27 @@ func readNamespace(raw json.RawMessage) (key, string, error) {
 	return key{namespace: o.Metadata.Name}, o.Metadata.Annotations[AllowedProfiles], nil
 }
 
-// registered returns the cluster as it is registered at the IAM server.
+// foreignCluster means that the controller was given the name of another cluster
+// than it works in: links there are not its own to make or remove.
+type foreignCluster struct {
+	name, crn string // as configured
+	proved    string // that the controller's own token is of
+}
+
+func (e *foreignCluster) Error() string {
+	return fmt.Sprintf("the cluster %q is registered as %s, but the controller's own token is of %s: correct --cluster (controller.cluster in the chart); nothing is linked or removed until then",
+		e.name, e.crn, e.proved)
+}
+
+// registered returns the cluster as it is registered at the IAM server. It is
+// the one that the controller's own token is of, or else the error is a
+// [foreignCluster].
 func (c *Controller) registered(ctx context.Context) (registeredCluster, error) {
 	c.mu.Lock()
-	known, at := c.cluster, c.clusterAt
+	known, foreign, at := c.cluster, c.foreign, c.clusterAt
 	c.mu.Unlock()
-	if known.CRN != "" && c.cfg.Now().Sub(at) < c.cfg.Resync {
-		return known, nil
+	if (known.CRN != "" || foreign != nil) && c.cfg.Now().Sub(at) < c.cfg.Resync {
+		return known, foreign
 	}
 	k, err := c.iam.cluster(ctx, c.cfg.Cluster)
 	if err != nil {
@@ -257,11 +272,25 @@ func (c *Controller) registered(ctx context.Context) (registeredCluster, error) 
 	if k.CRN == "" || k.Type == "" {
 		return registeredCluster{}, errors.New("the IAM server shows the cluster without a CRN")
 	}
+	who, err := c.iam.Session(ctx)
+	if err == nil && who.Proved != k.CRN {
+		// It may have been registered anew since the token was made.
+		who, err = c.iam.Renew(ctx, who)
+	}
+	if err != nil {
+		return registeredCluster{}, err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.clusterAt = c.cfg.Now()
+	if who.Proved != k.CRN {
+		c.cluster, c.foreign = registeredCluster{}, &foreignCluster{c.cfg.Cluster, k.CRN, who.Proved}
+		c.cfg.Log.Error("the controller works in another cluster than it was given", "error", c.foreign)
+		return registeredCluster{}, c.foreign
+	}
 	if k.CRN != c.cluster.CRN {
 		c.cfg.Log.Info("the cluster is registered", "cluster", c.cfg.Cluster, "crn", k.CRN, "type", k.Type)
 	}
-	c.cluster, c.clusterAt = k, c.cfg.Now()
+	c.cluster, c.foreign = k, nil
 	return k, nil
 }

@@ -347,7 +347,10 @@ func (c *Controller) explainAs(err error, doing, role, service string) *verdict 
 	if answered {
 		v.after = e.RetryAfter
 	}
+	foreign := new(foreignCluster)
 	switch {
+	case errors.As(err, &foreign):
+		v.reason, v.message = ReasonForeignCluster, "The controller is configured wrongly: "+foreign.Error()+"."
 	case unavailable(err):
 		v.reason = ReasonUnavailable
 		v.message = fmt.Sprintf("Tabard at %s does not answer: %s. The controller tries again; links that are there go on working.", c.iam.URL(), cause(err))

@@ -73,7 +73,7 @@ func (w *workloadFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&w.mappingFile, "mapping", "", "YAML or JSON `FILE` with its claims, where there is no preset")
 	f.StringVar(&w.caFile, "ca-file", "", "PEM `FILE` of the CA of the issuer's server certificate")
 	f.StringVar(&w.jwksFile, "jwks", "", "JSON `FILE` with the issuer's public keys, where the server cannot reach it")
-	f.StringVar(&w.token, "test-token", "", "a `TOKEN` of a workload, or @FILE: verified first, and its claims shown")
+	f.StringVar(&w.token, "test-token", "", "a workload's token in @FILE or, with -, on standard input: verified first, and its claims shown")
 	idFlag(f)
 	w.set = f
 }
@@ -110,6 +110,12 @@ func (w *workloadFlags) fill(s *session, body map[string]any) error {
 		body["jwks"] = json.RawMessage(text)
 	}
 	if w.token != "" {
+		if w.token == "-" {
+			w.token = "@-"
+		}
+		if !strings.HasPrefix(w.token, "@") {
+			return Usage("--test-token takes @FILE, or - for standard input: other users of this machine can read the arguments of commands")
+		}
 		text, err := fileOrText(s.cmd, w.token)
 		if err != nil {
 			return during(err, "read the test token")

@@ -37,6 +37,13 @@ func TestAWorkloadIssuerIsRegisteredAndWhatComesNextIsTold(t *testing.T) {
 	run(t, "iam", "workload-issuer-create", "own", "--issuer", "https://own.test", "--mapping", "mapping.yaml", "--jwks", "jwks.json", "--output", "json").want(0)
 	wantBody(t, s.sent("POST /v1/workload_issuers"), item("name", "own", "issuer", "https://own.test", "jwks", item("keys", []any{}),
 		"mapping", item("claims", item("team", "org.team"), "pin", []any{[]any{"team"}})))
+	runWith(t, strings.NewReader("d.e.f\n"), "iam", "workload-issuer-create", "github", "--preset", "github-actions", "--test-token", "-").want(0)
+	wantBody(t, s.sent("POST /v1/workload_issuers"), item("name", "github", "preset", "github-actions", "test_token", "d.e.f"))
+	r := run(t, "iam", "workload-issuer-create", "github", "--preset", "github-actions", "--test-token", "secret.b.c")
+	r.want(2, "@FILE", "standard input")
+	if strings.Contains(r.stdout+r.stderr, "secret.b.c") {
+		t.Error("the token is shown")
+	}
 	run(t, "iam", "workload-issuer-create", "own").want(2, "--issuer")
 	run(t, "iam", "workload-issuer-create", "own", "--issuer", "https://own.test", "--mapping", "typo.yaml").want(1, "pins")
 	run(t, "iam", "workload-issuers").want(0, "github-actions")

@@ -48,7 +48,7 @@ func reviewerObjects() []struct {
 	secret["annotations"] = map[string]any{"kubernetes.io/service-account.name": reviewerAccount}
 	in := "/api/v1/namespaces/" + reviewerNamespace
 	bindings := "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
-	delegator, discovery := reviewerAccount+"-delegator", reviewerAccount+"-discovery"
+	roles := "/apis/rbac.authorization.k8s.io/v1/clusterroles"
 	return []struct {
 		path, what, name string
 		body             map[string]any
@@ -56,8 +56,16 @@ func reviewerObjects() []struct {
 		{"/api/v1/namespaces", "namespace", reviewerNamespace, map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": meta(reviewerNamespace)}},
 		{in + "/serviceaccounts", "service account", reviewerAccount, map[string]any{
 			"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta(reviewerAccount), "automountServiceAccountToken": false}},
-		{bindings, "cluster role binding", delegator, binding(delegator, "system:auth-delegator")},
-		{bindings, "cluster role binding", discovery, binding(discovery, "system:service-account-issuer-discovery")},
+		// Cluster roles that come with Kubernetes allow more: system:auth-delegator
+		// also lets its bearer ask what everybody may do.
+		{roles, "cluster role", reviewerAccount, map[string]any{
+			"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta(reviewerAccount),
+			"rules": []any{
+				map[string]any{"apiGroups": []string{"authentication.k8s.io"}, "resources": []string{"tokenreviews"}, "verbs": []string{"create"}},
+				map[string]any{"nonResourceURLs": []string{"/openid/v1/jwks", "/.well-known/openid-configuration"}, "verbs": []string{"get"}},
+			},
+		}},
+		{bindings, "cluster role binding", reviewerAccount, binding(reviewerAccount, reviewerAccount)},
 		{in + "/secrets", "secret", reviewerSecret, map[string]any{
 			"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token", "metadata": secret}},
 	}

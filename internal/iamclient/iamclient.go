@@ -71,6 +71,10 @@ type Session struct {
 	Account   string
 	ProfileID string // "Profile-<uuid>"
 
+	// Proved is what the profile was put on with: the CRN of the pod's cluster,
+	// as the server knows it.
+	Proved string
+
 	token string
 }
 
@@ -195,6 +199,12 @@ func Status(err error) int {
 // Session returns who the client is, and gets a token for that when it has none.
 func (c *Client) Session(ctx context.Context) (Session, error) { return c.access(ctx, "") }
 
+// Renew returns a session with another token than that of s, which may say what
+// is no longer so.
+func (c *Client) Renew(ctx context.Context, s Session) (Session, error) {
+	return c.access(ctx, s.token)
+}
+
 // access returns a session whose token is not the given one, which the server
 // takes no more.
 func (c *Client) access(ctx context.Context, not string) (Session, error) {
@@ -296,11 +306,14 @@ func parseSession(token string) (Session, error) {
 		Account struct {
 			BSS string `json:"bss"`
 		} `json:"account"`
+		Authn struct {
+			Subject string `json:"sub"`
+		} `json:"authn"`
 	}
 	if err := json.Unmarshal(body, &claims); err != nil || claims.Account.BSS == "" {
 		return Session{}, errors.New("the IAM server's access token names no account")
 	}
-	return Session{Account: claims.Account.BSS, ProfileID: strings.TrimPrefix(claims.IAMID, "iam-"), token: token}, nil
+	return Session{Account: claims.Account.BSS, ProfileID: strings.TrimPrefix(claims.IAMID, "iam-"), Proved: claims.Authn.Subject, token: token}, nil
 }
 
 // Do makes a request with the profile's token: in, when it is not nil, is sent

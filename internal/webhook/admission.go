@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -23,11 +24,16 @@ const (
 
 // Bounds on an admission.
 const (
-	maxBody     = 4 << 20 // bytes; etcd holds objects of 1.5 MB
-	maxRunning  = 32      // admissions at once
+	maxBody     = 2 << 20  // bytes; etcd holds objects of 1.5 MB
+	maxBodies   = 96 << 20 // bytes of all bodies that are held at once
+	maxReading  = 256      // callers whose bodies are read at once
+	maxRunning  = 32       // admissions at once, of those that were read
+	bodyTimeout = 2 * time.Second
+	firstBuffer = 8 << 10 // bytes
 	readTimeout = 3 * time.Second
 	maxWarning  = 250 // bytes; the API server cuts what is longer than 4096 in all
 	maxWarnings = 10
+	maxDenial   = 2000 // bytes of what containers lack
 )
 
 // review is an AdmissionReview of admission.k8s.io/v1.
@@ -45,10 +51,10 @@ type request struct {
 		Version  string `json:"version"`
 		Resource string `json:"resource"`
 	} `json:"resource"`
-	SubResource string          `json:"subResource"`
-	Namespace   string          `json:"namespace"`
-	Operation   string          `json:"operation"`
-	Object      json.RawMessage `json:"object"`
+	SubResource string `json:"subResource"`
+	Namespace   string `json:"namespace"`
+	Operation   string `json:"operation"`
+	Object      *pod   `json:"object"`
 }
 
 type response struct {
@@ -91,11 +97,10 @@ func decode(body []byte) (*request, *pod, error) {
 		return nil, nil, fmt.Errorf("the request is to %.20s %.60s %.60s: this webhook takes pods that are being created, correct the rules of its configuration",
 			q.Operation, q.Resource.Resource, q.SubResource)
 	}
-	var p *pod
-	if err := json.Unmarshal(q.Object, &p); err != nil || p == nil {
+	if q.Object == nil {
 		return nil, nil, errors.New("the request's object is not a pod")
 	}
-	return q, p, nil
+	return q, q.Object, nil
 }
 
 // verdict is what becomes of a pod.
@@ -181,12 +186,17 @@ func (w *Webhook) decide(ctx context.Context, namespace string, p *pod, required
 			v.warnings = append(v.warnings, fmt.Sprintf("Tabard has no trusted profile %q, which service account %s names", wanted.profile, account))
 		}
 	}
-	patch, warnings, err := w.injector.patch(p, wanted)
+	patch, lacking, err := w.injector.patch(p, wanted)
 	if err != nil {
 		return without("%v", err)
 	}
+	// A container that goes without would make the demand one that a mount gets
+	// around.
+	if required && len(lacking) > 0 {
+		return without("%s", clip(strings.Join(lacking, "; "), maxDenial))
+	}
 	v.patch, v.profile = patch, wanted.profile
-	v.warnings = append(v.warnings, warnings...)
+	v.warnings = append(v.warnings, lacking...)
 	return v
 }
 
@@ -218,22 +228,20 @@ func (w *Webhook) handle(required bool) http.HandlerFunc {
 			fail(http.StatusUnsupportedMediaType, "the body must be application/json")
 			return
 		}
-		// Whoever reaches the port can call; what one call may cost is bounded,
-		// and so is how many there are.
+		// Whoever reaches the port can call. What one call may cost is bounded,
+		// and so is how many there are; one that sends its body slowly takes no
+		// place of those that have sent theirs.
+		body, release, code, err := w.receive(rw, r)
+		defer release()
+		if err != nil {
+			fail(code, err.Error())
+			return
+		}
 		select {
 		case w.running <- struct{}{}:
 			defer func() { <-w.running }()
 		case <-r.Context().Done():
 			fail(http.StatusServiceUnavailable, "the caller went away")
-			return
-		}
-		body, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, maxBody))
-		if err != nil {
-			code := http.StatusBadRequest
-			if tooLong := new(http.MaxBytesError); errors.As(err, &tooLong) {
-				code = http.StatusRequestEntityTooLarge
-			}
-			fail(code, "read the body: "+err.Error())
 			return
 		}
 		q, p, err := decode(body)
@@ -252,6 +260,52 @@ func (w *Webhook) handle(required bool) http.HandlerFunc {
 			"serviceaccount", p.Spec.ServiceAccountName, "profile", v.profile, "denied", v.denied, "warnings", v.warnings)
 		rw.Header().Set("Content-Type", "application/json")
 		_, _ = rw.Write(answer) // the API server may be gone, and treats that by its failure policy
+	}
+}
+
+// receive reads a body. The caller must call release when it needs the body no
+// more, also after an error, of which code is the status.
+func (w *Webhook) receive(rw http.ResponseWriter, r *http.Request) (body []byte, release func(), code int, err error) {
+	var held int64
+	release = func() { w.held.Add(-held) }
+	select {
+	case w.reading <- struct{}{}:
+		defer func() { <-w.reading }()
+	case <-r.Context().Done():
+		return nil, release, http.StatusServiceUnavailable, errors.New("the caller went away")
+	}
+	// Real time, as the network knows no other. Where a connection has no
+	// deadlines, the server's own for the whole request stands.
+	control := http.NewResponseController(rw)
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	from := http.MaxBytesReader(rw, r.Body, maxBody)
+	for {
+		if len(body) == cap(body) {
+			// A buffer is counted before it is made: what has come is what
+			// costs, and not what a caller says that will come.
+			more := int64(max(cap(body), firstBuffer))
+			held += more
+			if w.held.Add(more) > maxBodies {
+				return nil, release, http.StatusServiceUnavailable, errors.New("too many large bodies at once: try again")
+			}
+			larger := make([]byte, len(body), held)
+			copy(larger, body)
+			body = larger
+		}
+		n, err := from.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		tooLong := new(http.MaxBytesError)
+		switch {
+		case errors.Is(err, io.EOF):
+			_ = control.SetReadDeadline(time.Time{}) // a look whether the caller is there must not end by it
+			return body, release, 0, nil
+		case errors.As(err, &tooLong):
+			return nil, release, http.StatusRequestEntityTooLarge, fmt.Errorf("read the body: %w", err)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, release, http.StatusRequestTimeout, fmt.Errorf("the body did not come within %s", bodyTimeout)
+		case err != nil:
+			return nil, release, http.StatusBadRequest, fmt.Errorf("read the body: %w", err)
+		}
 	}
 }
 

@@ -1,13 +1,18 @@
 package webhook
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -55,6 +60,86 @@ func FuzzReview(f *testing.F) {
 			}
 		}
 	})
+}
+
+// served are the webhook's handlers behind a server of their own. The pods that
+// it is asked about need no look at the cluster.
+func served(t *testing.T) (*Webhook, *httptest.Server) {
+	t.Helper()
+	w, err := New(t.Context(), Config{Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.calls.Close() })
+	s := httptest.NewServer(w.handle(false))
+	t.Cleanup(s.Close)
+	return w, s
+}
+
+const optedOut = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","resource":{"group":"","version":"v1","resource":"pods"},` +
+	`"operation":"CREATE","namespace":"shop","object":{"metadata":{"annotations":{"iam.tabard.dev/inject":"false"}},"spec":{"containers":[{"name":"c"}]}}}}`
+
+func admit(t *testing.T, s *httptest.Server, body string) int {
+	t.Helper()
+	resp, err := s.Client().Post(s.URL, "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+func TestCallersThatSendSlowlyDoNotHoldUpTheOthers(t *testing.T) {
+	t.Parallel()
+	w, s := served(t)
+	var slow []net.Conn
+	for range 2 * maxRunning {
+		c, err := net.Dial("tcp", s.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "POST /inject HTTP/1.1\r\nHost: webhook\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{", maxBody)
+		slow = append(slow, c)
+	}
+	for len(w.reading) < len(slow) {
+		runtime.Gosched()
+	}
+	if code := admit(t, s, optedOut); code != http.StatusOK {
+		t.Errorf("status %d", code)
+	}
+	if held := w.held.Load(); held > int64(len(slow)+1)*firstBuffer {
+		t.Errorf("%d bytes are held for bodies that were only promised", held)
+	}
+	for _, c := range slow {
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusRequestTimeout {
+			t.Fatalf("status %d", resp.StatusCode)
+		}
+	}
+}
+
+func TestBodiesTogetherAreBounded(t *testing.T) {
+	w, s := served(t)
+	large := optedOut + strings.Repeat(" ", maxBody-len(optedOut))
+	if code := admit(t, s, large); code != http.StatusOK {
+		t.Errorf("the largest body: status %d", code)
+	}
+	w.held.Add(maxBodies - maxBody/2)
+	if code := admit(t, s, large); code != http.StatusServiceUnavailable {
+		t.Errorf("one too many: status %d", code)
+	}
+	if code := admit(t, s, optedOut); code != http.StatusOK {
+		t.Errorf("a small one: status %d", code)
+	}
+	s.Close() // waits until all handlers have ended
+	if got := w.held.Load(); got != maxBodies-maxBody/2 {
+		t.Errorf("%d bytes are not given back", got-(maxBodies-maxBody/2))
+	}
 }
 
 func TestALongTextIsCutBetweenLetters(t *testing.T) {

@@ -104,9 +104,11 @@ type variable struct {
 }
 
 type mount struct {
-	Name      string `json:"name"`
-	MountPath string `json:"mountPath"`
-	ReadOnly  bool   `json:"readOnly"`
+	Name        string `json:"name"`
+	MountPath   string `json:"mountPath"`
+	ReadOnly    bool   `json:"readOnly"`
+	SubPath     string `json:"subPath,omitempty"`
+	SubPathExpr string `json:"subPathExpr,omitempty"`
 }
 
 // operation is one step of a JSON Patch (RFC 6902).
@@ -180,9 +182,9 @@ type injector struct {
 }
 
 // patch returns what gives a pod the identity that its service account wishes,
-// and what the person who creates the pod should know. The error says why the
-// pod cannot have it. A pod that has all of it needs no operation.
-func (i *injector) patch(p *pod, w *wish) (ops []operation, warnings []string, err error) {
+// and why some of its containers are to go without. The error says why the pod
+// cannot have it. A pod that has all of it needs no operation.
+func (i *injector) patch(p *pod, w *wish) (ops []operation, without []string, err error) {
 	present := false
 	for _, v := range p.Spec.Volumes {
 		if v == nil || v.Name != VolumeName {
@@ -205,7 +207,7 @@ func (i *injector) patch(p *pod, w *wish) (ops []operation, warnings []string, e
 			at := "/spec/" + list.field + "/" + strconv.Itoa(n)
 			has, taken := i.mounts(p, c)
 			if taken != "" {
-				warnings = append(warnings, fmt.Sprintf("container %q got no Tabard identity: it mounts a volume of its own at %q", c.Name, taken))
+				without = append(without, fmt.Sprintf("container %q got no Tabard identity: it mounts a volume of its own at %q, and the token's place is %s: mount it elsewhere", c.Name, taken, mountPath))
 				continue
 			}
 			if !has {
@@ -219,7 +221,7 @@ func (i *injector) patch(p *pod, w *wish) (ops []operation, warnings []string, e
 		v := volume{Name: VolumeName, Projected: &projected{Sources: []source{{&tokenSource{i.audience, i.seconds, tokenName}}}}}
 		ops = append(appendTo("/spec/volumes", len(p.Spec.Volumes), v), ops...)
 	}
-	return ops, warnings, nil
+	return ops, without, nil
 }
 
 // ours reports whether a volume of the token's name is the token's.
@@ -238,7 +240,7 @@ func (i *injector) mounts(p *pod, c *container) (has bool, taken string) {
 	for _, m := range c.VolumeMounts {
 		at := path.Clean("/" + m.MountPath)
 		switch {
-		case m.Name == VolumeName && at == mountPath:
+		case m.Name == VolumeName && at == mountPath && m.SubPath == "" && m.SubPathExpr == "":
 			has = true
 		case at == mountPath || strings.HasPrefix(at, mountPath+"/"):
 			return false, m.MountPath

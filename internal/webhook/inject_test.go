@@ -344,6 +344,16 @@ func TestAPodInWhichNoContainerTakesTheTokenGetsNoVolume(t *testing.T) {
 	}
 }
 
+func TestAMountOfAnotherPartOfTheTokensVolumeIsNotTheTokens(t *testing.T) {
+	for _, part := range []string{"subPath", "subPathExpr"} {
+		_, without, err := testInjector.patch(parsePod(t, []byte(`{"spec":{"containers":[{"name":"c","volumeMounts":[`+
+			`{"name":"tabard-identity-token","mountPath":"/var/run/secrets/tokens","readOnly":true,"`+part+`":"nothing"}]}]}}`)), &wish{profile: "p"})
+		if len(without) != 1 || err != nil {
+			t.Errorf("%s: %v, %v", part, without, err)
+		}
+	}
+}
+
 func TestAPodsOwnVolumeOfTheTokensNameIsNotTakenForIt(t *testing.T) {
 	for _, v := range []string{
 		`{"hostPath":{"path":"/"}}`, `{"projected":{"sources":[]}}`,

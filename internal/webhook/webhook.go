@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -122,6 +123,8 @@ type Webhook struct {
 	profiles *profiles // nil when profiles are not checked
 	keeper   *keeper
 	metrics  *metrics
+	reading  chan struct{} // has a place for each body that may be read
+	held     atomic.Int64  // bytes of bodies
 	running  chan struct{} // has a place for each admission that may run
 	calls    net.Listener
 	monitor  net.Listener // nil without metrics
@@ -131,7 +134,7 @@ type Webhook struct {
 // configuration must be complete.
 func New(ctx context.Context, cfg Config) (*Webhook, error) {
 	w := &Webhook{
-		cfg: cfg, metrics: newMetrics(), running: make(chan struct{}, maxRunning),
+		cfg: cfg, metrics: newMetrics(), reading: make(chan struct{}, maxReading), running: make(chan struct{}, maxRunning),
 		injector: injector{cfg.IAMURL, cfg.Audience, int64(cfg.TokenLifetime / time.Second), cfg.Services, cfg.ServiceURLs},
 	}
 	w.keeper = &keeper{

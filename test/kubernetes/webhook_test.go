@@ -442,6 +442,13 @@ func TestANamespaceCanDemandAnIdentity(t *testing.T) {
 		p = simple("web")
 		p.Spec.Volumes = []corev1.Volume{{Name: "tabard-identity-token", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
 		refused(t, p, "rename it")
+		p = simple("web")
+		p.Spec.Volumes = []corev1.Volume{{Name: "own", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "own", MountPath: "/var/run/secrets/tokens"}}
+		refused(t, p, "mount it elsewhere")
+		if _, err := s.create("loose", p); err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("also while service accounts cannot be read", func(t *testing.T) {
 		s.Kubectl("delete", "clusterrolebinding", "tabard-webhook")

@@ -264,7 +264,7 @@ func TestAReviewerIsTriedOutBeforeItCounts(t *testing.T) {
 	s := newAPIServer(t, credential, keysOf(t, own))
 	body := map[string]any{"name": "k", "issuer": podIssuer, "server": s.input(), "review": true}
 	s.set(func() { s.forbidden = true })
-	if m := wantError(t, e.Do(post(body)), 400, "review_unusable"); !strings.Contains(m, "system:auth-delegator") {
+	if m := wantError(t, e.Do(post(body)), 400, "review_unusable"); !strings.Contains(m, "create on tokenreviews") {
 		t.Errorf("message %q does not say what to do", m)
 	}
 	s.set(func() { s.forbidden = false })

@@ -140,7 +140,7 @@ func keysUnusable(c *api.Call, k *cluster.Cluster, cause error) error {
 // reviewUnusable is the fault of a reviewer that does not answer, or not to us.
 func reviewUnusable(c *api.Call, k *cluster.Cluster, cause error) error {
 	return fault.New(fault.Invalid, "review_unusable",
-		"The API server %s cannot be asked about tokens: %s. The server's token needs the right to create tokenreviews: bind its service account to the cluster role system:auth-delegator.",
+		"The API server %s cannot be asked about tokens: %s. The server's token needs the right to create tokenreviews: bind its service account to a cluster role with the verb create on tokenreviews of authentication.k8s.io; 'tabard ks cluster-update NAME --token-review' makes that.",
 		k.Server.URL, told(c, cause, "it does not answer as it should")).Because(cause)
 }
 

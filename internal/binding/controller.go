@@ -125,7 +125,8 @@ func New(cfg Config) (*Controller, error) {
 	}
 	c.iam = iam{client, c.election.holds}
 	if cfg.Metrics != "" {
-		if c.monitor, err = net.Listen("tcp", cfg.Metrics); err != nil {
+		var lc net.ListenConfig
+		if c.monitor, err = lc.Listen(context.Background(), "tcp", cfg.Metrics); err != nil {
 			return nil, fmt.Errorf("listen for metrics: %w", err)
 		}
 	}

@@ -249,7 +249,7 @@ func codeOf(err error) string {
 
 // advise adds to a refusal of the server what to do about it.
 func advise(err error) error {
-	note := ""
+	var note string
 	switch codeOf(err) {
 	case codeKeysUnusable:
 		note = "Where the server cannot get the keys from there, upload them: --keys upload with --kubeconfig, or --jwks FILE with what kubectl get --raw /openid/v1/jwks prints. " +

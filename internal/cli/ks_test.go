@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/pem"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -111,7 +112,7 @@ func TestHowAClustersTokensAreProvedIsChanged(t *testing.T) {
 	run(t, "ks", "cluster-update", clusterID, "--reviewer-token", "two-tokens", "--api-server", "https://x").want(1, "one token")
 	if got := s.requests(); len(got) > 0 {
 		for _, r := range got {
-			if r.Method == "PATCH" {
+			if r.Method == http.MethodPatch {
 				t.Errorf("sent %s", r.Body)
 			}
 		}
@@ -143,7 +144,7 @@ func TestAClusterThatCannotBeReadIsNotRegistered(t *testing.T) {
 	t.Setenv("KUBECONFIG", "nowhere:down")
 	run(t, "ks", "cluster-register", "it").want(1, "cannot talk to the API server", "Check --kubeconfig")
 	for _, r := range s.requests() {
-		if r.Method == "POST" && r.Path == "/v1/clusters" {
+		if r.Method == http.MethodPost && r.Path == "/v1/clusters" {
 			t.Errorf("sent %s", r.Body)
 		}
 	}

@@ -195,7 +195,7 @@ func TestWhatPassesIsPinned(t *testing.T) {
 					slices.Contains([]string{`"x"`, `x`, `["x","y"]`, `1`, `true`}, c.Value)
 			})
 		}
-		if !complete("c") && !(complete("a") && complete("b")) {
+		if !complete("c") && (!complete("a") || !complete("b")) {
 			t.Fatalf("passed: %+v", conditions)
 		}
 		for _, c := range conditions {

@@ -73,7 +73,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("%q is not the URL of an API server", cfg.URL)
 	}
 	if base.Scheme != "https" {
-		return nil, fmt.Errorf("the API server's URL %q must begin with https:", cfg.URL)
+		return nil, fmt.Errorf("the API server's URL %q is not an https URL", cfg.URL)
 	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cfg.ServerName, InsecureSkipVerify: cfg.Insecure} //nolint:gosec // only where a person said so
 	if len(cfg.CA) > 0 {

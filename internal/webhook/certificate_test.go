@@ -64,7 +64,8 @@ func TestAtEveryMomentOfAYearEachReplicaIsTrustedByEachAPIServer(t *testing.T) {
 	secret := stepped(t, k, nil, false, newYear)
 	// Two replicas look in turn, and an API server may be one look behind the
 	// configuration.
-	configuration, slow := secret.bundle, secret.bundle
+	var slow []*x509.Certificate
+	configuration := secret.bundle
 	serving := []*pair{secret.current, secret.current}
 	rotations, steps := 0, 0
 	for now := newYear; now.Before(newYear.AddDate(1, 0, 0)); {

@@ -201,11 +201,11 @@ func TestTheWebhookGivesPodsTheirIdentity(t *testing.T) {
 	s.ServiceAccount("shop", "plain", nil)
 
 	t.Run("and nothing else of a pod changes", func(t *testing.T) {
-		got, err := s.create("shop", podOf(t, rich))
-		if err != nil {
+		if _, err := s.create("shop", podOf(t, rich)); err != nil {
 			t.Fatal(err)
 		}
-		if got, err = s.Client().CoreV1().Pods("shop").Get(t.Context(), "rich", metav1.GetOptions{}); err != nil {
+		got, err := s.Client().CoreV1().Pods("shop").Get(t.Context(), "rich", metav1.GetOptions{})
+		if err != nil {
 			t.Fatal(err)
 		}
 		volume, mounts, vars := identityPart(got)

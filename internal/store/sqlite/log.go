@@ -130,12 +130,12 @@ func (s *Store) growTree(ctx context.Context) (err error) {
 // moveRows is how many events are moved at a time.
 const moveRows = 500
 
-func moveDay(ctx context.Context, tx *sql.Tx, day int, edge merkle.Edge) (merkle.Edge, error) {
+func moveDay(ctx context.Context, tx *sql.Tx, day int, edge merkle.Edge) (_ merkle.Edge, err error) {
 	insert, err := tx.PrepareContext(ctx, fmt.Sprintf("INSERT INTO events_%d ("+rowColumns+") VALUES "+rowPattern, day))
 	if err != nil {
 		return edge, err
 	}
-	defer insert.Close()
+	defer func() { err = errors.Join(err, insert.Close()) }()
 	after := int64(0)
 	for {
 		events, last, err := oldEvents(ctx, tx, day, after)

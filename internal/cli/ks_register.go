@@ -512,8 +512,8 @@ func clusterUpdateCommand() *cobra.Command {
 			"--rotate-keys brings in the cluster's present keys: uploaded ones are read from the cluster (--kubeconfig) or a file\n" +
 			"(--jwks), others are fetched by the server at once, which it does by itself when it sees an unknown key.\n" +
 			"Name, issuer and location of a cluster stay: links and rules are about them. Its groups are changed with\n" +
-			"cluster-group-add and cluster-group-remove. Where the keys that come in have none in common with those that were\n" +
-			"there, and the issuer is one that many clusters have, you are asked whether it is the same cluster.",
+			"cluster-group-add and cluster-group-remove. Where many clusters have the issuer, and the keys or another API server\n" +
+			"come in without a key in common with those that were there, you are asked whether it is the same cluster.",
 		example: "tabard ks cluster-update my-cluster --rotate-keys --kubeconfig ~/.kube/config\n" +
 			"tabard ks cluster-update my-cluster --token-review --kubeconfig ~/.kube/config\n" +
 			"tabard ks cluster-update my-cluster --no-token-review\n" +
@@ -626,9 +626,6 @@ func (p *proofFlags) change(s *session, old object, rotate bool) (map[string]any
 		if err != nil {
 			return nil, a, err
 		}
-		if err := p.sameCluster(s, a, old); err != nil {
-			return nil, a, err
-		}
 		body["jwks"] = keys
 	case p.keys == keysServer:
 		body["jwks"] = nil
@@ -638,7 +635,13 @@ func (p *proofFlags) change(s *session, old object, rotate bool) (map[string]any
 			body["ca"] = string(a.cfg.CA)
 		}
 	}
-	if asks || p.apiServer != "" {
+	calls := asks || p.apiServer != ""
+	if upload && p.jwksFile == "" || calls && p.calls(a) != old.text("server.url") {
+		if err := p.sameCluster(s, a, old); err != nil {
+			return nil, a, err
+		}
+	}
+	if calls {
 		server, err := p.server(s, old.text("name"), a)
 		if err != nil {
 			return nil, a, err
@@ -651,19 +654,34 @@ func (p *proofFlags) change(s *session, old object, rotate bool) (map[string]any
 	return body, a, nil
 }
 
+// calls is the URL of the API server that is named, or "".
+func (p *proofFlags) calls(a *explored) string {
+	if p.apiServer == "" && a != nil {
+		return a.cfg.URL
+	}
+	return p.apiServer
+}
+
 // sameCluster asks before keys are replaced by entirely different ones of an
-// issuer that many clusters have: those of another cluster would make its pods
-// those of this one, and only a person can tell.
+// issuer that many clusters have, or by such that cannot be compared: those of
+// another cluster would make its pods those of this one, and only a person can
+// tell.
 func (p *proofFlags) sameCluster(s *session, a *explored, old object) error {
-	had, _ := old.fields["key_ids"].([]any)
-	if !insideOnly(old.text("issuer")) || len(had) == 0 {
+	if !insideOnly(old.text("issuer")) {
 		return nil
 	}
-	for _, id := range had {
-		if text, ok := id.(string); ok && slices.Contains(a.found.KeyIDs, text) {
-			return nil
+	had, _ := old.fields["key_ids"].([]any)
+	if a != nil {
+		for _, id := range had {
+			if text, ok := id.(string); ok && slices.Contains(a.found.KeyIDs, text) {
+				return nil
+			}
 		}
 	}
-	return s.confirm(p.force, "replace all keys of cluster %s by those of the API server at %s (none is the same, and many clusters have the issuer %s)",
-		old.text("name"), a.cfg.URL, old.text("issuer"))
+	why := "none is the same"
+	if a == nil || len(had) == 0 {
+		why = "they cannot be compared"
+	}
+	return s.confirm(p.force, "replace all keys of cluster %s by those of the API server at %s (%s, and many clusters have the issuer %s)",
+		old.text("name"), p.calls(a), why, old.text("issuer"))
 }

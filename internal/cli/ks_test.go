@@ -79,7 +79,8 @@ func TestHowAClustersTokensAreProvedIsChanged(t *testing.T) {
 	same(item("review", false))
 	run(t, "ks", "cluster-update", clusterID, "--audience", "other").want(0)
 	same(item("audience", "other"))
-	run(t, "ks", "cluster-update", clusterID, "--reviewer-token", "token", "--api-server", "https://10.0.0.1:6443").want(0)
+	run(t, "ks", "cluster-update", clusterID, "--reviewer-token", "token", "--api-server", "https://10.0.0.1:6443").want(1, "confirmation", "many clusters", "cannot be compared")
+	run(t, "ks", "cluster-update", clusterID, "--reviewer-token", "token", "--api-server", "https://10.0.0.1:6443", "-f").want(0)
 	if got := patched(); got["review"] != true || got["server"].(map[string]any)["token"] != "a-token" {
 		t.Errorf("sent %v", got)
 	}

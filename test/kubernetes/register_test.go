@@ -308,6 +308,12 @@ func TestAClusterWhoseIssuerIsElsewhereIsRegistered(t *testing.T) {
 		s.CLI("ks", "cluster-update", "other", "--rotate-keys", "--kubeconfig", other.Kubeconfig) // they are the same
 		other.RotateSigningKey(false)
 		told(t, s.Run("ks", "cluster-update", "other", "--rotate-keys", "--kubeconfig", other.Kubeconfig), "confirmation", "many clusters", other.URL)
+		reviewer := filepath.Join(t.TempDir(), "reviewer")
+		if err := os.WriteFile(reviewer, []byte("token"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		told(t, s.Run("ks", "cluster-update", "other", "--keys", "server", "--token-review", "--kubeconfig", other.Kubeconfig), "confirmation", "many clusters", "none is the same")
+		told(t, s.Run("ks", "cluster-update", "other", "--reviewer-token", reviewer, "--api-server", other.URL), "confirmation", "many clusters", "cannot be compared")
 		s.JSON(&got, "ks", "cluster-update", "other", "--rotate-keys", "--kubeconfig", other.Kubeconfig, "-f")
 		if got.Tested.KeyID != other.KeyID() {
 			t.Errorf("%+v", got)
@@ -336,6 +342,11 @@ func TestAClusterWhoseIssuerIsElsewhereIsRegistered(t *testing.T) {
 		}
 		if out, _ := k.TryKubectl("", "auth", "can-i", "get", "secrets", as, "-A"); !strings.Contains(out, "no") {
 			t.Errorf("the reviewer may read secrets: %s", out)
+		}
+		for _, kind := range []string{"subjectaccessreviews", "localsubjectaccessreviews"} {
+			if out, _ := k.TryKubectl("", "auth", "can-i", "create", kind+".authorization.k8s.io", as); !strings.Contains(out, "no") {
+				t.Errorf("the reviewer may ask what others may do: %s", out)
+			}
 		}
 		// It may be run again, such as after the reviewer's token was deleted.
 		k.Kubectl("delete", "secret", "-n", "tabard-system", "tabard-reviewer-token")

@@ -37,9 +37,16 @@ annotation iam.tabard.dev/allowed-profiles names, such as "shop-*, backup";
 without it, none.
 
 It runs in the cluster and has no key: it exchanges its own pod's token for the
-trusted profile --profile. That profile needs the role Editor on iam-identity, to
-link, and Viewer on containers-kubernetes, to read the cluster's CRN. Several
-replicas may run; one works at a time.
+trusted profile --profile. That profile needs the role Editor on the profiles that
+it may link, and Viewer on containers-kubernetes, to read the cluster's CRN.
+Whoever takes over the cluster can be all profiles that it may link, so give it a
+policy for each:
+
+  tabard iam trusted-profile-policy-create tabard-controller --roles Editor \
+    --service-name iam-identity --resource-type profile --resource PROFILE_ID
+
+The cluster must be the one that its token is of: with the name of another one it
+links and removes nothing. Several replicas may run; one works at a time.
 
 To delete bindings while Tabard is gone for good, take their finalizers off:
 

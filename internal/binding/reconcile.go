@@ -14,6 +14,9 @@ import (
 	"tabard.dev/tabard/internal/kube"
 )
 
+// identityService is that of profiles and their links.
+const identityService = "iam-identity"
+
 // maxMessage bounds what a condition quotes of the IAM server, in bytes.
 const maxMessage = 600
 
@@ -336,7 +339,7 @@ func (c *Controller) link(ctx context.Context, b *binding, cluster registeredClu
 // explain makes a verdict of what the IAM server has answered to the controller
 // about profiles and their links.
 func (c *Controller) explain(err error, doing string) *verdict {
-	return c.explainAs(err, doing, "Editor", "iam-identity")
+	return c.explainAs(err, doing, "Editor", identityService)
 }
 
 // explainAs is explain for something that takes a role on a service.
@@ -346,6 +349,10 @@ func (c *Controller) explainAs(err error, doing, role, service string) *verdict 
 	answered := errors.As(err, &e)
 	if answered {
 		v.after = e.RetryAfter
+	}
+	only := ""
+	if service == identityService {
+		only = " --resource-type profile --resource PROFILE_ID"
 	}
 	foreign := new(foreignCluster)
 	switch {
@@ -361,7 +368,7 @@ func (c *Controller) explainAs(err error, doing, role, service string) *verdict 
 	case e.Status == http.StatusForbidden, e.Status == http.StatusUnauthorized:
 		v.reason = ReasonForbidden
 		v.message = fmt.Sprintf("The controller's profile %q may not %s. Give it the role %s on the service %s: "+
-			"tabard iam trusted-profile-policy-create %[1]s --roles %[3]s --service-name %[4]s", c.cfg.Profile, doing, role, service)
+			"tabard iam trusted-profile-policy-create %[1]s --roles %[3]s --service-name %[4]s%[5]s", c.cfg.Profile, doing, role, service, only)
 	default:
 		v.status, v.reason = "False", ReasonRefused
 		v.message = "Tabard refuses it: " + clip(e.Message)

@@ -458,6 +458,16 @@ func TestABindingInTheClusterLinksAServiceAccountToAProfile(t *testing.T) {
 			w.unbind("shop", "powerless")
 		}
 	})
+	t.Run("with no more than a policy on the profile itself", func(t *testing.T) {
+		w.forbidController("iam-identity")
+		var p struct{ ID string }
+		w.JSON(&p, "iam", "trusted-profile", "shop-reader")
+		w.CLI("iam", "trusted-profile-policy-create", "tabard-controller", "--roles", "Editor", "--service-name", "iam-identity", "--resource-type", "profile", "--resource", p.ID)
+		w.bind("shop", "narrow", "web", "shop-reader")
+		w.stands(t, "shop", "narrow", "True", "Linked")
+		w.unbind("shop", "narrow")
+		w.CLI("iam", "trusted-profile-policy-create", "tabard-controller", "--roles", "Editor", "--service-name", "iam-identity")
+	})
 	t.Run("and goes on when the server was away", func(t *testing.T) {
 		w.bind("shop", "before", "web", "shop-reader")
 		w.stands(t, "shop", "before", "True", "Linked")

@@ -109,7 +109,7 @@ func TestHowAClustersTokensAreProvedIsChanged(t *testing.T) {
 	} {
 		run(t, append([]string{"ks", "cluster-update", clusterID}, strings.Fields(c.args)...)...).want(2, c.want)
 	}
-	run(t, "ks", "cluster-update", clusterID, "--reviewer-token", "two-tokens", "--api-server", "https://x").want(1, "one token")
+	run(t, "ks", "cluster-update", clusterID, "--reviewer-token", "two-tokens", "--api-server", "https://x", "-f").want(1, "one token")
 	if got := s.requests(); len(got) > 0 {
 		for _, r := range got {
 			if r.Method == http.MethodPatch {

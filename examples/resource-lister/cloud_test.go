@@ -67,13 +67,14 @@ func newCloud(t *testing.T) *cloud {
 	c.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.mu.Lock()
 		c.calls = append(c.calls, r.Method+" "+r.URL.RequestURI())
+		token, list := c.Token, c.List
 		c.mu.Unlock()
 		w.Header().Set("Transaction-Id", txn)
 		if r.URL.Path == "/identity/token" {
-			c.Token(w, r)
+			token(w, r)
 			return
 		}
-		c.List(w, r)
+		list(w, r)
 	}))
 	t.Cleanup(c.Close)
 	return c

@@ -101,9 +101,11 @@ func TestTheScriptSaysWhyThereIsNoList(t *testing.T) {
 		"a page elsewhere":   {c.URL, "my-profile", good, elsewhere, 1, []string{"another server"}},
 		"the list is closed": {c.URL, "my-profile", good, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }, 1, []string{"The list was refused: HTTP 403"}},
 	} {
+		c.mu.Lock() // the script is a process of its own: nothing else orders this and its requests
 		if c.List = twoResources; s.list != nil {
 			c.List = s.list
 		}
+		c.mu.Unlock()
 		code, out, errOut := script(t, "IAM_URL="+s.iam, "PROFILE_NAME="+s.profile, "TOKEN_FILE="+s.file)
 		if code != s.code {
 			t.Errorf("%s: it ends with %d\n%s%s", name, code, out, errOut)

@@ -178,12 +178,29 @@ func (n *Node) addBridge() error {
 				n.t.Error(err)
 			}
 		})
+		n.keepForwarding()
 		return errors.Join(
 			run("ip", "address", "add", n.Address+"/24", "dev", name),
 			run("ip", "link", "set", name, "up"),
 		)
 	}
 	return errors.New("add a bridge: all names are taken; `ip link delete` those of tests that were killed")
+}
+
+// keepForwarding puts back at the end whether the machine forwards packets,
+// which the bridge's plugin turns on.
+func (n *Node) keepForwarding() {
+	const file = "/proc/sys/net/ipv4/ip_forward"
+	was, err := os.ReadFile(file)
+	if err != nil {
+		n.t.Error(err)
+		return
+	}
+	n.t.Cleanup(func() {
+		if err := os.WriteFile(file, was, 0o644); err != nil {
+			n.t.Error(err)
+		}
+	})
 }
 
 func run(name string, args ...string) error {

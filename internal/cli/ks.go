@@ -65,7 +65,7 @@ func ksCommands() *cobra.Command {
 	del := deleteCommand(clusters, "cluster-delete (NAME|ID)...", "delete", "tabard ks cluster-delete my-cluster -f", nil, nil)
 	del.Long += "\n\nIts tokens count no more, at once. What --token-review made in the cluster itself stays there:\n" +
 		"  kubectl delete namespace " + reviewerNamespace + "\n" +
-		"  kubectl delete clusterrolebinding " + reviewerAccount + "-delegator " + reviewerAccount + "-discovery"
+		"  kubectl delete clusterrolebinding,clusterrole " + reviewerAccount
 	c := group("ks", "Register Kubernetes clusters",
 		"The pods of a registered cluster can put on trusted profiles: their service-account tokens are believed.\n"+
 			"A rule can name a group of clusters, so that one rule covers a fleet.",

@@ -27,7 +27,11 @@ func (w *Workloads) tryIssuer(ctx context.Context, i *cluster.Issuer, p *present
 	if r := checkAge(s, w.Now(), seconds(p.claims.IssuedAt), seconds(p.claims.NotBefore), seconds(p.claims.Expiry)); r != nil {
 		return outcome{refusal: r}
 	}
-	ev, err := oidcEvidence(i, p.all)
+	var all map[string]json.RawMessage
+	if err := p.token.Unverified(&all); err != nil { // read once already, to find members that stand twice
+		return outcome{refusal: s.refuse(BadClaims, CheckClaims, "claims in JSON", err.Error(), "The token's claims cannot be read.")}
+	}
+	ev, err := oidcEvidence(i, all)
 	if err != nil {
 		return outcome{refusal: s.refuse(BadClaims, CheckClaims, "the claims of issuer "+i.Name, err.Error(),
 			"The token does not say whom it is about as the workload issuer's registration expects.")}

@@ -2,7 +2,6 @@ package attest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
@@ -76,7 +75,6 @@ type presented struct {
 	claims workloadClaims
 	pod    podClaims
 	podErr error // why pod could not be read; it matters to clusters only
-	all    map[string]json.RawMessage
 	steps  steps // up to the form
 }
 
@@ -243,7 +241,7 @@ func present(raw string) (*presented, *Refusal) {
 	// The last one is read only to find a member that stands twice, however
 	// deep: which of the two counts would be left to chance.
 	var doubled map[string]any
-	if err := errors.Join(t.Unverified(&p.claims), t.Unverified(&p.all), t.Unverified(&doubled)); err != nil {
+	if err := errors.Join(t.Unverified(&p.claims), t.Unverified(&doubled)); err != nil {
 		return nil, p.unreadable(err)
 	}
 	p.podErr = t.Unverified(&p.pod)

@@ -364,7 +364,7 @@ func FuzzPodClaims(f *testing.F) {
 	f.Fuzz(func(t *testing.T, claims, subject string) {
 		sub, err := json.Marshal(subject)
 		if err != nil {
-			t.Skip()
+			t.Skip("a subject that JSON cannot hold")
 		}
 		now := clock.Now().Unix()
 		raw := jwttest.ES256(t, key, "k1", fmt.Sprintf(`{"iss":%q,"aud":"iam","iat":%d,"exp":%d,"sub":%s,"kubernetes.io":%s}`, c.Issuer, now, now+600, sub, claims), "")

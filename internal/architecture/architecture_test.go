@@ -29,7 +29,7 @@ var layers = []struct {
 		"internal/store", "internal/directory", "internal/journal", "internal/token", "internal/attest",
 		"internal/usage", "internal/kube",
 	}},
-	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention", "internal/placement", "internal/checkpoint"}},
+	{"services", []string{"internal/grant", "internal/bootstrap", "internal/retention", "internal/placement", "internal/checkpoint", "internal/export"}},
 	{"edges", []string{
 		"internal/api", "internal/metadata", "internal/host", "internal/iamclient", "internal/webhook", "internal/binding", "internal/server", "internal/cli", "internal/demo", "cmd", "authz", "examples",
 	}},

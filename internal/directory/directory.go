@@ -100,6 +100,13 @@ type Directory struct {
 
 	HostCursors *Table[cluster.HostCursor] // by host
 
+	AccessUses          *Table[access.Use]
+	AccessUsesBySubject *Index[access.Use] // key: Key(account, subject)
+	AccessUsesByAccount *Index[access.Use]
+
+	LogSettings   *Table[activity.Settings]     // by account
+	ExportCursors *Table[activity.ExportCursor] // by route
+
 	JoinTokens       *Table[cluster.JoinToken]
 	JoinTokensByHash *Index[cluster.JoinToken]
 

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"tabard.dev/tabard/internal/access"
+	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/object"
@@ -258,6 +259,19 @@ func (d *Directory) define() {
 	d.Usage = newTable(d, "usage", "usage record",
 		func(u *identity.Usage) *object.Meta { return &u.Meta },
 		func(u *identity.Usage) string { return u.ID })
+
+	d.AccessUses = newTable(d, "access-use", "record of use",
+		func(u *access.Use) *object.Meta { return &u.Meta },
+		func(u *access.Use) string { return u.ID })
+	d.AccessUsesBySubject = d.AccessUses.index(func(u *access.Use) []string { return []string{Key(u.AccountID, u.Subject)} })
+	d.AccessUsesByAccount = d.AccessUses.index(func(u *access.Use) []string { return []string{u.AccountID} })
+
+	d.LogSettings = newTable(d, "activity-settings", "settings object",
+		func(s *activity.Settings) *object.Meta { return &s.Meta },
+		func(s *activity.Settings) string { return s.AccountID })
+	d.ExportCursors = newTable(d, "export-cursor", "export's cursor",
+		func(c *activity.ExportCursor) *object.Meta { return &c.Meta },
+		func(c *activity.ExportCursor) string { return c.Route })
 
 	d.GroupRules = newTable(d, "group-rule", "access group rule",
 		func(r *access.GroupRule) *object.Meta { return &r.Meta },

@@ -195,7 +195,12 @@ type Query struct {
 	AllAccounts   bool
 	CorrelationID string
 	Action        string
+	ActionPrefix  string // matches the actions that begin with it
 	Outcome       string
+	Severity      string
+	Initiator     string // ids, as in Event
+	Authn         string
+	Target        string
 	Changed       string    // the object that the events changed
 	Since, Until  time.Time // Since inclusive, Until exclusive
 	Before        Position

@@ -30,8 +30,20 @@ type Store interface {
 	// another object.
 	Commit(ctx context.Context, b Batch) error
 
-	// Events returns the events that a query asks for, newest first.
+	// Events returns the events that a query asks for, newest first, however
+	// long that takes.
 	Events(ctx context.Context, q Query) ([]StoredEvent, error)
+
+	// Search is Events for whoever asks from outside: it looks at a bounded
+	// number of events. Whatever the query, pages that follow each other by
+	// Found.Next have each event once, also while events come and days go.
+	Search(ctx context.Context, q Query) (Found, error)
+
+	// Follow returns the events that a query asks for in the order of the log,
+	// from an index on, limit at most, and the index to go on from. It looks at
+	// a bounded number of events, and goes on from the log's end when there is
+	// nothing else. The query's Before and Limit say nothing here.
+	Follow(ctx context.Context, q Query, from int64, limit int) (events []StoredEvent, next int64, err error)
 
 	Log
 
@@ -205,6 +217,28 @@ type Query struct {
 	Since, Until  time.Time // Since inclusive, Until exclusive
 	Before        Position
 	Limit         int // at least 1
+}
+
+// Matches reports whether the query asks for an event; it leaves Before out.
+func (q *Query) Matches(e *Event) bool {
+	return (q.AllAccounts || q.AccountID == e.AccountID) &&
+		(q.CorrelationID == "" || q.CorrelationID == e.CorrelationID) &&
+		(q.Action == "" || q.Action == e.Action) && strings.HasPrefix(e.Action, q.ActionPrefix) &&
+		(q.Outcome == "" || q.Outcome == e.Outcome) &&
+		(q.Severity == "" || q.Severity == e.Severity) &&
+		(q.Initiator == "" || q.Initiator == e.Initiator) &&
+		(q.Authn == "" || q.Authn == e.Authn) &&
+		(q.Target == "" || q.Target == e.Target) &&
+		(q.Changed == "" || q.Changed == e.Changed) &&
+		(q.Since.IsZero() || !e.Time.Before(q.Since)) && (q.Until.IsZero() || e.Time.Before(q.Until))
+}
+
+// Found is what a search has found. Next, unless it is zero, is the Before of
+// the search that goes on after it: there may be more, also when Events are
+// fewer than were asked for.
+type Found struct {
+	Events []StoredEvent
+	Next   Position
 }
 
 // Position is an event's place in the log: its UTC day as yyyymmdd, and its

@@ -254,20 +254,31 @@ func daysOf(ctx context.Context, q fullQuerier) ([]store.DayInfo, error) {
 	}
 	var out []store.DayInfo
 	for _, day := range days {
-		d := store.DayInfo{Day: day}
-		var first, last sql.NullInt64
-		err := q.QueryRowContext(ctx, fmt.Sprintf("SELECT (SELECT min(seq) FROM events_%[1]d), (SELECT max(seq) FROM events_%[1]d)", day)).Scan(&first, &last)
+		d, ok, err := extentOf(ctx, q, day)
 		if err != nil {
-			return nil, fmt.Errorf("read the extent of day %d: %w", day, err)
+			return nil, err
 		}
-		if first.Valid {
-			d.First, d.Last = first.Int64-1, last.Int64-1
-			d.Events = d.Last - d.First + 1 // at most; around midnight two days can share a stretch
+		if ok {
 			out = append(out, d)
 		}
 	}
 	slices.SortFunc(out, func(a, b store.DayInfo) int { return cmp.Compare(a.Day, b.Day) })
 	return out, nil
+}
+
+// extentOf returns a day's extent, and whether it has events.
+func extentOf(ctx context.Context, q rowQuerier, day int) (d store.DayInfo, ok bool, err error) {
+	var first, last sql.NullInt64
+	err = q.QueryRowContext(ctx, fmt.Sprintf("SELECT (SELECT min(seq) FROM events_%[1]d), (SELECT max(seq) FROM events_%[1]d)", day)).Scan(&first, &last)
+	if err != nil || !first.Valid {
+		if err != nil {
+			err = fmt.Errorf("read the extent of day %d: %w", day, err)
+		}
+		return d, false, err
+	}
+	// The number of events is what it is at most; around midnight two days can
+	// share a stretch.
+	return store.DayInfo{Day: day, First: first.Int64 - 1, Last: last.Int64 - 1, Events: last.Int64 - first.Int64 + 1}, true, nil
 }
 
 // Entries implements [store.Log]. All days are read in one transaction: around
@@ -398,7 +409,7 @@ func drop(ctx context.Context, tx *sql.Tx, day int, size int64) error {
 		day, gone.First, gone.Last, count, time.Now().UnixNano(), left, string(text)); err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf("DROP TABLE events_%d", day)); err != nil {
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf("DROP TABLE events_%[1]d; DROP TABLE IF EXISTS terms_%[1]d", day)); err != nil {
 		return err
 	}
 	return keepEdgeAt(ctx, tx, left)

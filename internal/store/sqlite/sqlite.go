@@ -10,10 +10,9 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -34,6 +33,8 @@ type Store struct {
 
 	treeless bool  // appends events and no tree; only on a store that has no events yet
 	appended int64 // by a treeless store
+
+	indexer indexer
 
 	growth sync.Mutex
 	grown  chan struct{} // closed and replaced when a commit has brought events
@@ -92,10 +93,15 @@ CREATE TABLE IF NOT EXISTS checkpoints (
 	time INTEGER NOT NULL,
 	note BLOB NOT NULL
 );
-INSERT INTO schema_version SELECT 3 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
+CREATE TABLE IF NOT EXISTS indexed (
+	only INTEGER PRIMARY KEY CHECK (only = 1),
+	low  INTEGER NOT NULL,
+	high INTEGER NOT NULL
+);
+INSERT INTO schema_version SELECT 4 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
 `
 
-const version = 3
+const version = 4
 
 // Open opens the store in a file, which it makes if there is none.
 func Open(ctx context.Context, file string) (*Store, error) {
@@ -126,6 +132,7 @@ func Open(ctx context.Context, file string) (*Store, error) {
 	if err := s.openTree(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), s.Close())
 	}
+	s.startIndexer()
 	return s, nil
 }
 
@@ -162,7 +169,7 @@ func OpenReadOnly(ctx context.Context, file string) (*Store, error) {
 	}
 	var found int
 	err = db.QueryRowContext(ctx, "SELECT version FROM schema_version").Scan(&found)
-	if err == nil && found != version {
+	if err == nil && found != version && found != 3 { // 3 has the same events, and no index of them
 		err = fmt.Errorf("it has schema version %d, this program reads version %d: a server that starts on it brings it up to date", found, version)
 	}
 	if err != nil {
@@ -199,10 +206,16 @@ func (s *Store) prepare(ctx context.Context) error {
 		}
 		v = 3
 	}
+	if v == 3 { // nothing in it moves: the index of its events is made meanwhile
+		if _, err := s.write.ExecContext(ctx, "UPDATE schema_version SET version = 4"); err != nil {
+			return fmt.Errorf("bring the file from schema version 3 to 4: %w", err)
+		}
+		v = 4
+	}
 	if v != version {
 		return fmt.Errorf("the file has schema version %d, this program knows version %d", v, version)
 	}
-	return nil
+	return s.beginIndex(ctx)
 }
 
 // addChanged gives the days of a file of version 1 the column that version 2
@@ -238,6 +251,7 @@ func changedIndex(day int) string {
 
 // Close implements [store.Store].
 func (s *Store) Close() error {
+	s.stopIndexer()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return errors.Join(s.read.Close(), s.write.Close())
@@ -491,101 +505,34 @@ func row(seq int64, e store.Event) []any {
 	}
 }
 
-// Events implements [store.Store]. It walks the days from the newest one back
-// and stops when the page is full.
-func (s *Store) Events(ctx context.Context, q store.Query) ([]store.StoredEvent, error) {
-	days, err := s.days(ctx, q)
-	if err != nil {
-		return nil, fmt.Errorf("list the days of the activity log: %w", err)
-	}
-	out := []store.StoredEvent{}
-	for _, day := range days {
-		if out, err = s.eventsOf(ctx, day, q, out); err != nil {
-			return nil, fmt.Errorf("read the activity log of %d: %w", day, err)
-		}
-		if len(out) >= q.Limit {
-			break
-		}
-	}
-	return out, nil
-}
-
-func (s *Store) days(ctx context.Context, q store.Query) ([]int, error) {
-	days, err := dayTables(ctx, s.read)
-	return slices.DeleteFunc(days, func(day int) bool {
-		return !q.Since.IsZero() && day < store.Day(q.Since) || !q.Until.IsZero() && day > store.Day(q.Until) ||
-			!q.Before.IsZero() && day > q.Before.Day
-	}), err
-}
-
 type querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
 // dayTables returns the days that there are events of, the newest first.
 func dayTables(ctx context.Context, q querier) (days []int, err error) {
+	return tablesOf(ctx, q, "events_")
+}
+
+// tablesOf returns the days that have a table with a name that begins so, the
+// newest first.
+func tablesOf(ctx context.Context, q querier, prefix string) (days []int, err error) {
 	rows, err := q.QueryContext(ctx,
-		"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'events_[0-9]*' ORDER BY name DESC")
+		"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB ? || '[0-9]*' ORDER BY name DESC", prefix)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		var name string
-		var day int
 		if err := rows.Scan(&name); err != nil {
 			return nil, err
 		}
-		if _, err := fmt.Sscanf(name, "events_%d", &day); err != nil {
-			return nil, err
+		day, err := strconv.Atoi(strings.TrimPrefix(name, prefix))
+		if err != nil {
+			return nil, fmt.Errorf("table %s is of no day: %w", name, err)
 		}
 		days = append(days, day)
 	}
 	return days, rows.Err()
-}
-
-func (s *Store) eventsOf(ctx context.Context, day int, q store.Query, out []store.StoredEvent) (_ []store.StoredEvent, err error) {
-	where, args := []string{"1"}, []any{}
-	add := func(cond string, arg any) { where, args = append(where, cond), append(args, arg) }
-	if !q.AllAccounts {
-		add("account = ?", q.AccountID)
-	}
-	if q.Changed != "" {
-		add("changed = ?", q.Changed)
-	}
-	if q.CorrelationID != "" {
-		add("correlation = ?", q.CorrelationID)
-	}
-	if q.Action != "" {
-		add("action = ?", q.Action)
-	}
-	if q.Outcome != "" {
-		add("outcome = ?", q.Outcome)
-	}
-	if !q.Since.IsZero() {
-		add("time >= ?", q.Since.UnixNano())
-	}
-	if !q.Until.IsZero() {
-		add("time < ?", q.Until.UnixNano())
-	}
-	if q.Before.Day == day {
-		add("seq < ?", q.Before.Seq)
-	}
-	args = append(args, q.Limit-len(out))
-	rows, err := s.read.QueryContext(ctx, fmt.Sprintf("SELECT seq, time, doc FROM events_%d WHERE %s ORDER BY seq DESC LIMIT ?",
-		day, strings.Join(where, " AND ")), args...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		e := store.StoredEvent{Position: store.Position{Day: day}}
-		var nanos int64
-		if err := rows.Scan(&e.Position.Seq, &nanos, (*[]byte)(&e.Doc)); err != nil {
-			return nil, err
-		}
-		e.Time = time.Unix(0, nanos).UTC()
-		out = append(out, e)
-	}
-	return out, rows.Err()
 }

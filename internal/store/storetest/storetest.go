@@ -74,6 +74,12 @@ func Run(t *testing.T, fresh func(t *testing.T) Open) {
 		{"events of all accounts", eventsOfAllAccounts},
 		{"an event has its exact time", eventTimeExact},
 
+		{"events by severity, initiator, identity and target", eventColumns},
+		{"events by the beginning of their action", eventPrefixes},
+		{"queries find what a look at each event finds", queriesAgree},
+		{"pages are stable while events come and days go", pagesWhileDaysGo},
+		{"the log is followed to its end", followToTheEnd},
+
 		{"the log is one sequence with a tree over it", logIsASequence},
 		{"a failed batch leaves nothing in the log", logOfAFailedBatch},
 		{"whoever follows the log is told that it has grown", logGrows},

@@ -65,11 +65,12 @@ const (
 	formList  = 0 // of its members, 2 bytes each
 	formHoles = 1 // the same of what it lacks
 	formBits  = 2
+
+	short = blockSize / 16 // members that take no more room than all bits
 )
 
 func (s *set) encode(b []byte) []byte {
 	n := s.len()
-	const short = blockSize / 16 // members that take no more room than all bits
 	w := *s
 	switch {
 	case n < short:
@@ -92,6 +93,23 @@ func (s *set) encode(b []byte) []byte {
 		}
 	}
 	return b
+}
+
+// encodeSet encodes what add makes of different numbers.
+func encodeSet(numbers []uint16) []byte {
+	if len(numbers) < short {
+		b := make([]byte, 1, 1+2*len(numbers))
+		b[0] = formList
+		for _, n := range numbers {
+			b = binary.BigEndian.AppendUint16(b, n)
+		}
+		return b
+	}
+	var s set
+	for _, n := range numbers {
+		s.add(int(n))
+	}
+	return s.encode(nil)
 }
 
 var errNoSet = errors.New("the index of the activity log has what it was not given")
@@ -383,28 +401,105 @@ func (s *Store) indexNext(ctx context.Context) (pause time.Duration, err error) 
 	return 0, nil
 }
 
+// recent are the last events that were committed, without their documents: the
+// indexer need not read again what has just been written.
+type recent struct {
+	first  int64 // index of the first one
+	events []store.Event
+}
+
+// recentMost bounds them. An indexer that is further behind reads the file.
+const recentMost = 4 * blockSize
+
+// remember keeps committed events for the indexer; size is the log's with them.
+// The store's mutex is held.
+func (s *Store) remember(size int64, events []store.Event) {
+	r := &s.recent
+	if s.indexer.stop == nil || len(events) == 0 {
+		return
+	}
+	if len(r.events)+len(events) > recentMost {
+		r.events = nil
+	}
+	if len(r.events) == 0 {
+		r.first = size - int64(len(events))
+	}
+	for _, e := range events {
+		e.Doc = nil
+		r.events = append(r.events, e)
+	}
+}
+
+// remembered returns the events of a block, if all of them are there, and
+// forgets them.
+func (s *Store) remembered(at int64) []store.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &s.recent
+	from := at<<blockBits - r.first
+	to := from + blockSize
+	if from < 0 || to > int64(len(r.events)) {
+		return nil
+	}
+	block := r.events[from:to]
+	r.first, r.events = r.first+to, slices.Clone(r.events[to:])
+	return block
+}
+
 // indexBlock puts a complete block into the index, and then moves the mark.
 // Half of one that a crash leaves is not believed, and written again.
 func (s *Store) indexBlock(ctx context.Context, at int64, mark string, to int64) error {
-	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return err
-	}
-	rows, err := rowsOfBlock(ctx, tx, at)
-	if err := errors.Join(err, tx.Rollback()); err != nil {
+	days := blockTerms{}
+	if events := s.remembered(at); events != nil {
+		for i := range events {
+			days.add(i, &events[i])
+		}
+	} else if err := s.readBlock(ctx, at, days); err != nil {
 		return fmt.Errorf("read the events from %d on: %w", at<<blockBits, err)
 	}
-	for _, d := range rows {
-		for part := range slices.Chunk(d.rows, termRows*termRuns) {
-			if err := s.writeTerms(ctx, d.day, at, part); err != nil {
-				return fmt.Errorf("index the events of %d: %w", d.day, err)
+	for day, terms := range days {
+		for rows := range slices.Chunk(terms.rows(), termRows*termRuns) {
+			if err := s.writeTerms(ctx, day, at, rows); err != nil {
+				return fmt.Errorf("index the events of %d: %w", day, err)
 			}
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, err = s.write.ExecContext(ctx, mark, to)
+	_, err := s.write.ExecContext(ctx, mark, to)
 	return err
+}
+
+// blockTerms are the terms of a block's events, by their days.
+type blockTerms map[int]*dayTerms
+
+type dayTerms struct {
+	all              set
+	earliest, latest int64
+	columns          [len(termColumns)]map[string][]uint16
+}
+
+var termColumns = [...]string{termAccount, termAction, termOutcome, termSeverity, termInitiator, termAuthn, termTarget}
+
+// add takes in the event with a number in its block.
+func (b blockTerms) add(n int, e *store.Event) {
+	day := store.Day(e.Time)
+	d := b[day]
+	if d == nil {
+		d = &dayTerms{earliest: math.MaxInt64, latest: math.MinInt64}
+		for i := range d.columns {
+			d.columns[i] = map[string][]uint16{}
+		}
+		b[day] = d
+	}
+	d.all.add(n)
+	nanos := e.Time.UnixNano()
+	d.earliest, d.latest = min(d.earliest, nanos), max(d.latest, nanos)
+	for i, v := range [len(termColumns)]string{e.AccountID, e.Action, e.Outcome, e.Severity, e.Initiator, e.Authn, e.Target} {
+		if v != "" || i == 0 { // events of no account can be asked for, too
+			d.columns[i][v] = append(d.columns[i][v], uint16(n)) //nolint:gosec // below blockSize
+		}
+	}
 }
 
 type termRow struct {
@@ -412,83 +507,60 @@ type termRow struct {
 	events []byte
 }
 
-type dayTerms struct {
-	day  int
-	rows []termRow
+// rows returns the rows of the index in the order of the table, in which they
+// touch the fewest pages.
+func (d *dayTerms) rows() []termRow {
+	times := binary.BigEndian.AppendUint64(nil, uint64(d.earliest)) //nolint:gosec // read the same way
+	times = binary.BigEndian.AppendUint64(times, uint64(d.latest))  //nolint:gosec // read the same way
+	out := []termRow{{term: termAll, events: d.all.encode(times)}}
+	for i, column := range termColumns {
+		for value, numbers := range d.columns[i] {
+			out = append(out, termRow{term: term(column, value), events: encodeSet(numbers)})
+		}
+	}
+	slices.SortFunc(out, func(a, b termRow) int { return strings.Compare(a.term, b.term) })
+	return out
 }
 
-// rowsOfBlock returns the rows of the index for a block.
-func rowsOfBlock(ctx context.Context, tx *sql.Tx, at int64) (out []dayTerms, err error) {
+// readBlock takes in a block's events from the file.
+func (s *Store) readBlock(ctx context.Context, at int64, into blockTerms) (err error) {
+	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tx.Rollback()) }()
 	days, err := daysOf(ctx, tx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, d := range days {
 		if d.Last>>blockBits < at || d.First>>blockBits > at {
 			continue
 		}
-		rows, err := rowsOfDay(ctx, tx, d.Day, at)
-		if err != nil {
-			return nil, err
-		}
-		if len(rows) > 0 {
-			out = append(out, dayTerms{d.Day, rows})
+		if err := readBlockOf(ctx, tx, d.Day, at, into); err != nil {
+			return err
 		}
 	}
-	return out, nil
+	return nil
 }
 
-func rowsOfDay(ctx context.Context, tx *sql.Tx, day int, at int64) (out []termRow, err error) {
+func readBlockOf(ctx context.Context, tx *sql.Tx, day int, at int64, into blockTerms) (err error) {
 	rows, err := tx.QueryContext(ctx, fmt.Sprintf("SELECT seq, time, account, action, outcome, severity, initiator, authn, target FROM events_%d "+
 		"WHERE seq > ? AND seq <= ?", day), at<<blockBits, (at+1)<<blockBits)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
-	columns := []string{termAccount, termAction, termOutcome, termSeverity, termInitiator, termAuthn, termTarget}
-	found := make([]map[string][]uint16, len(columns))
-	for i := range found {
-		found[i] = map[string][]uint16{}
-	}
-	var all set
-	earliest, latest := int64(math.MaxInt64), int64(math.MinInt64)
-	values := make([]sql.RawBytes, len(columns))
-	var seq, nanos int64
-	into := []any{&seq, &nanos}
-	for i := range values {
-		into = append(into, &values[i])
-	}
 	for rows.Next() {
-		if err := rows.Scan(into...); err != nil {
-			return nil, err
+		var e store.Event
+		var seq, nanos int64
+		if err := rows.Scan(&seq, &nanos, &e.AccountID, &e.Action, &e.Outcome, &e.Severity, &e.Initiator, &e.Authn, &e.Target); err != nil {
+			return err
 		}
-		n := int(seq-1) & (blockSize - 1)
-		all.add(n)
-		earliest, latest = min(earliest, nanos), max(latest, nanos)
-		for i, v := range values {
-			if len(v) > 0 || i == 0 { // an empty account is one, too
-				found[i][string(v)] = append(found[i][string(v)], uint16(n)) //nolint:gosec // below blockSize
-			}
-		}
+		e.Time = time.Unix(0, nanos)
+		into.add(int(seq-1)&(blockSize-1), &e)
 	}
-	if err := rows.Err(); err != nil || all == (set{}) {
-		return nil, err
-	}
-	times := binary.BigEndian.AppendUint64(nil, uint64(earliest)) //nolint:gosec // read the same way
-	times = binary.BigEndian.AppendUint64(times, uint64(latest))  //nolint:gosec // read the same way
-	out = append(out, termRow{term: termAll, events: all.encode(times)})
-	for i, column := range columns {
-		for value, numbers := range found[i] {
-			var s set
-			for _, n := range numbers {
-				s.add(int(n))
-			}
-			out = append(out, termRow{term: term(column, value), events: s.encode(nil)})
-		}
-	}
-	// In the order of the table they touch the fewest pages.
-	slices.SortFunc(out, func(a, b termRow) int { return strings.Compare(a.term, b.term) })
-	return out, nil
+	return rows.Err()
 }
 
 func (s *Store) writeTerms(ctx context.Context, day int, at int64, part []termRow) (err error) {

@@ -35,11 +35,12 @@ func growEdge(edge merkle.Edge, events []store.Event) (merkle.Edge, []any) {
 }
 
 // keepEdge makes a committed tree the store's, and wakes who follows the log.
-func (s *Store) keepEdge(edge merkle.Edge) {
+func (s *Store) keepEdge(edge merkle.Edge, events []store.Event) {
 	if edge.Size() == s.edge.Size() {
 		return
 	}
 	s.edge = edge
+	s.remember(edge.Size(), events)
 	s.growth.Lock()
 	close(s.grown)
 	s.grown = make(chan struct{})
@@ -370,7 +371,7 @@ func (s *Store) DropDay(ctx context.Context, day int, b store.Batch) (err error)
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	s.keepEdge(edge)
+	s.keepEdge(edge, b.Events)
 	return nil
 }
 

@@ -35,6 +35,7 @@ type Store struct {
 	appended int64 // by a treeless store
 
 	indexer indexer
+	recent  recent // guarded by mu
 
 	growth sync.Mutex
 	grown  chan struct{} // closed and replaced when a commit has brought events
@@ -312,7 +313,7 @@ func (s *Store) Commit(ctx context.Context, b store.Batch) (err error) {
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	s.keepEdge(edge)
+	s.keepEdge(edge, b.Events)
 	return nil
 }
 

@@ -231,6 +231,10 @@ func (s *Store) copyAside(ctx context.Context, name string) (err error) {
 	}
 	_, err = s.write.ExecContext(ctx, "VACUUM INTO ?", fileURL(half, nil))
 	if err == nil {
+		// The copy has no write-ahead log; to turn it on later needs the file alone.
+		_, err = f.WriteAt([]byte{2, 2}, 18) // file format versions: SQLite's file format, section 1.3.3
+	}
+	if err == nil {
 		err = f.Sync()
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
@@ -303,6 +307,9 @@ func (s *Store) reopen(ctx context.Context) error {
 		return fmt.Errorf("open it again: %w", err)
 	}
 	size, err := treeSize(ctx, s.write)
+	if err == nil {
+		err = s.openReaders(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("open it again: %w", err)
 	}
@@ -318,6 +325,28 @@ func (s *Store) reopen(ctx context.Context) error {
 		return errors.Join(err, files.release())
 	}
 	s.files, s.unheld = files, nil
+	return nil
+}
+
+// openReaders opens all connections that read. One that is opened only when it
+// is wanted finds no file when that was removed.
+func (s *Store) openReaders(ctx context.Context) (err error) {
+	conns := make([]*sql.Conn, 0, readers)
+	defer func() {
+		for _, c := range conns {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	for range readers {
+		c, err := s.read.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		conns = append(conns, c)
+		if err := c.PingContext(ctx); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

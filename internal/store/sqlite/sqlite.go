@@ -132,6 +132,9 @@ func Open(ctx context.Context, file string) (*Store, error) {
 	if s.read, err = all.pool(dsn(file, "query_only(1)"), readers); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
+	if err := s.openReaders(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), s.Close())
+	}
 	if s.files, err = hold(file); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

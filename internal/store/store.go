@@ -74,9 +74,14 @@ type Log interface {
 	Days(ctx context.Context) ([]DayInfo, error)
 
 	// DropDay removes the events of a day, together with a batch that records
-	// it. The hashes that later proofs need stay.
+	// it. The hashes that later proofs need stay. Once the batch is durable the
+	// day is gone for every reader; what it took is then freed little by little,
+	// between other writers' turns. Ended before that, the next DropDay or
+	// Reclaim goes on.
 	DropDay(ctx context.Context, day int, b Batch) error
 
+	// Reclaim frees what a DropDay that was interrupted left.
+	Reclaim(ctx context.Context) error
 	// Dropped returns the days that were dropped, oldest first.
 	Dropped(ctx context.Context) ([]DroppedDay, error)
 
@@ -94,7 +99,8 @@ type Log interface {
 // index First on are there, but for some of days that were dropped.
 type Extent struct {
 	First, Size int64
-	Bytes       int64 // that the whole store takes on disk
+	Bytes       int64 // that the whole store takes on disk,
+	Free        int64 // and how many of them are free inside it, to be used again
 }
 
 // Entry is an event with its place in the log.

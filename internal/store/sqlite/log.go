@@ -233,7 +233,8 @@ func (s *Store) Extent(ctx context.Context) (store.Extent, error) {
 	for _, d := range days {
 		e.First = min(e.First, d.First)
 	}
-	err = s.read.QueryRowContext(ctx, "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").Scan(&e.Bytes)
+	err = s.read.QueryRowContext(ctx, "SELECT page_count * page_size, freelist_count * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size").
+		Scan(&e.Bytes, &e.Free)
 	return e, err
 }
 
@@ -338,128 +339,6 @@ func entriesOf(ctx context.Context, tx *sql.Tx, day int, from int64, limit int) 
 	return out, rows.Err()
 }
 
-// DropDay implements [store.Log].
-func (s *Store) DropDay(ctx context.Context, day int, b store.Batch) (err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if d := s.inserts[day]; d != nil {
-		delete(s.inserts, day)
-		if err := d.close(); err != nil {
-			return err
-		}
-	}
-	if err := s.openDays(ctx, b.Events); err != nil {
-		return fmt.Errorf("open the day's events: %w", err)
-	}
-	ctx = context.WithoutCancel(ctx)
-	tx, err := s.write.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("begin: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, tx.Rollback())
-		}
-	}()
-	edge, err := s.append(ctx, tx, b.Events)
-	if err != nil {
-		return fmt.Errorf("append events: %w", err)
-	}
-	if err := drop(ctx, tx, day, edge.Size()); err != nil {
-		return fmt.Errorf("drop the events of %d: %w", day, err)
-	}
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", err)
-	}
-	s.keepEdge(edge, b.Events)
-	return nil
-}
-
-// drop removes a day's table and the hashes below the first event that is left.
-// Of those it keeps the right edge of the tree as it was there: every later
-// proof begins at it.
-func drop(ctx context.Context, tx *sql.Tx, day int, size int64) error {
-	days, err := daysOf(ctx, tx)
-	if err != nil {
-		return err
-	}
-	n := slices.IndexFunc(days, func(d store.DayInfo) bool { return d.Day == day })
-	if n < 0 {
-		return errors.New("there are none")
-	}
-	gone, left := days[n], size
-	for i, d := range days {
-		if i != n {
-			left = min(left, d.First)
-		}
-	}
-	holes, err := sequence(ctx, tx, fmt.Sprintf("SELECT seq - 1 FROM events_%d WHERE seq > ? ORDER BY seq", day), left)
-	if err != nil {
-		return err
-	}
-	var count int64
-	if err := tx.QueryRowContext(ctx, fmt.Sprintf("SELECT count(*) FROM events_%d", day)).Scan(&count); err != nil {
-		return err
-	}
-	text, err := json.Marshal(holes)
-	if err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, "INSERT INTO dropped_days (day, first, last, count, at, rest, holes) VALUES (?, ?, ?, ?, ?, ?, ?)"+
-		" ON CONFLICT (day) DO UPDATE SET first = min(first, excluded.first), last = excluded.last, count = count + excluded.count, at = excluded.at, rest = excluded.rest, holes = excluded.holes",
-		day, gone.First, gone.Last, count, time.Now().UnixNano(), left, string(text)); err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf("DROP TABLE events_%[1]d; DROP TABLE IF EXISTS terms_%[1]d", day)); err != nil {
-		return err
-	}
-	return keepEdgeAt(ctx, tx, left)
-}
-
-func sequence(ctx context.Context, tx *sql.Tx, query string, args ...any) (out []int64, err error) {
-	out = []int64{}
-	rows, err := tx.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var v int64
-		if err := rows.Scan(&v); err != nil {
-			return nil, err
-		}
-		out = append(out, v)
-	}
-	return out, rows.Err()
-}
-
-// keepEdgeAt removes all hashes that are stored before those of the event at an
-// index, but for the edge of the tree of that size.
-func keepEdgeAt(ctx context.Context, tx *sql.Tx, size int64) error {
-	kept := map[int64][]byte{}
-	for _, position := range merkle.Indexes(size) {
-		var h []byte
-		err := tx.QueryRowContext(ctx, "SELECT coalesce((SELECT hash FROM merkle_edge WHERE position = ?1), "+
-			"(SELECT substr(hashes, (?1 - first) * 32 + 1, 32) FROM merkle WHERE first <= ?1 ORDER BY first DESC LIMIT 1))", position).Scan(&h)
-		if err != nil {
-			return fmt.Errorf("read hash %d: %w", position, err)
-		}
-		kept[position] = h
-	}
-	if _, err := tx.ExecContext(ctx, "DELETE FROM merkle_edge"); err != nil {
-		return err
-	}
-	for position, h := range kept {
-		if _, err := tx.ExecContext(ctx, "INSERT INTO merkle_edge (position, hash) VALUES (?, ?)", position, h); err != nil {
-			return err
-		}
-	}
-	// The last row stays, because it tells the size, and so does the one that
-	// the first kept hash is in.
-	_, err := tx.ExecContext(ctx, "DELETE FROM merkle WHERE first < (SELECT max(first) FROM merkle WHERE first <= ?)", tlog.StoredHashCount(size))
-	return err
-}
-
 // Dropped implements [store.Log].
 func (s *Store) Dropped(ctx context.Context) (out []store.DroppedDay, err error) {
 	rows, err := s.read.QueryContext(ctx, "SELECT day, first, last, count, at, rest, holes FROM dropped_days ORDER BY day")
@@ -487,6 +366,10 @@ func (s *Store) Dropped(ctx context.Context) (out []store.DroppedDay, err error)
 func (s *Store) KeepCheckpoint(ctx context.Context, c store.Checkpoint) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.check(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
 	_, err := s.write.ExecContext(ctx, "INSERT INTO checkpoints (size, time, note) VALUES (?, ?, ?) ON CONFLICT (size) DO UPDATE SET time = excluded.time, note = excluded.note",
 		c.Size, c.Time.UnixNano(), c.Note)
 	if err != nil {
@@ -518,6 +401,10 @@ func (s *Store) Checkpoints(ctx context.Context, atLeast, atMost int64, limit in
 func (s *Store) ThinCheckpoints(ctx context.Context, before time.Time, period time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.check(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
 	_, err := s.write.ExecContext(ctx, "DELETE FROM checkpoints WHERE time < ?1 AND size NOT IN (SELECT max(size) FROM checkpoints WHERE time < ?1 GROUP BY time / ?2)",
 		before.UnixNano(), int64(period))
 	if err != nil {

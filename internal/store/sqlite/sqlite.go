@@ -24,9 +24,13 @@ import (
 // Store is a [store.Store] in an SQLite file. One connection writes; readers
 // of the log have connections of their own and never wait for it.
 type Store struct {
+	name    string
 	mu      sync.Mutex // held by the one writer
 	write   *sql.DB
 	read    *sql.DB
+	all     *connections // of both
+	files   *files       // guarded by mu; nil while the store has none to write to,
+	unheld  error        // which this says why
 	inserts map[int]*dayInserts
 	grow    *sql.Stmt   // appends to the tree
 	edge    merkle.Edge // of the tree over the committed events; guarded by mu
@@ -104,8 +108,14 @@ INSERT INTO schema_version SELECT 4 WHERE NOT EXISTS (SELECT 1 FROM schema_versi
 
 const version = 4
 
+// readers is how many connections read the log at a time.
+const readers = 4
+
 // Open opens the store in a file, which it makes if there is none.
 func Open(ctx context.Context, file string) (*Store, error) {
+	if err := adopt(file); err != nil {
+		return nil, fmt.Errorf("open %s: %w", file, err)
+	}
 	// SQLite gives its other files the mode of this one.
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -114,22 +124,27 @@ func Open(ctx context.Context, file string) (*Store, error) {
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}
-	write, err := sql.Open("sqlite", dsn(file, "synchronous(FULL)", "temp_store(MEMORY)", "wal_autocheckpoint(4000)"))
+	all := newConnections()
+	write, err := all.pool(dsn(file, "synchronous(FULL)", "temp_store(MEMORY)", "wal_autocheckpoint(4000)", fmt.Sprintf("journal_size_limit(%d)", walLimit)), 1)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}
-	write.SetMaxOpenConns(1)
-	s := &Store{write: write, inserts: map[int]*dayInserts{}, grown: make(chan struct{})}
+	s := &Store{name: file, write: write, all: all, inserts: map[int]*dayInserts{}, grown: make(chan struct{})}
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
 	if s.grow, err = write.PrepareContext(ctx, growRow); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
-	if s.read, err = sql.Open("sqlite", dsn(file, "query_only(1)")); err != nil {
+	if s.read, err = all.pool(dsn(file, "query_only(1)"), readers); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
-	s.read.SetMaxOpenConns(4)
+	if err := s.openReaders(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), s.Close())
+	}
+	if s.files, err = hold(file); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	if err := s.openTree(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), s.Close())
 	}
@@ -176,11 +191,14 @@ func OpenReadOnly(ctx context.Context, file string) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), db.Close())
 	}
-	return &Store{write: db, read: db, grown: make(chan struct{})}, nil
+	return &Store{name: file, write: db, read: db, all: newConnections(), grown: make(chan struct{})}, nil
 }
 
 func dsn(file string, pragmas ...string) string {
-	return fileURL(file, url.Values{"_pragma": append([]string{"busy_timeout(5000)", "journal_mode(WAL)"}, pragmas...), "_txlock": {"immediate"}})
+	// Only in a file that is empty yet is there a choice of how free pages are
+	// given back; and a file that was removed must not be made again, empty.
+	first := []string{"busy_timeout(5000)", "auto_vacuum(INCREMENTAL)", "journal_mode(WAL)"}
+	return fileURL(file, url.Values{"_pragma": append(first, pragmas...), "_txlock": {"immediate"}, "mode": {"rw"}})
 }
 
 func fileURL(file string, v url.Values) string {
@@ -255,7 +273,12 @@ func (s *Store) Close() error {
 	s.stopIndexer()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return errors.Join(s.read.Close(), s.write.Close())
+	s.all.admit()
+	err := errors.Join(s.read.Close(), s.write.Close())
+	if s.files != nil {
+		err = errors.Join(err, s.files.release())
+	}
+	return err
 }
 
 // Load implements [store.Store].
@@ -281,19 +304,22 @@ func (s *Store) Load(ctx context.Context, f func(store.Record) error) (err error
 func (s *Store) Commit(ctx context.Context, b store.Batch) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.openDays(ctx, b.Events); err != nil {
-		return fmt.Errorf("open the day's events: %w", err)
+	if err := s.check(); err != nil {
+		return err
 	}
 	// A commit that has begun is finished or rolled back as a whole; the
 	// caller's cancellation must not leave its outcome unknown.
 	ctx = context.WithoutCancel(ctx)
+	if err := s.openDays(ctx, b.Events); err != nil {
+		return fmt.Errorf("open the day's events: %w", err)
+	}
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, tx.Rollback())
+			err = errors.Join(err, rollback(tx))
 		}
 	}()
 	for _, d := range b.Deletes {
@@ -310,10 +336,43 @@ func (s *Store) Commit(ctx context.Context, b store.Batch) (err error) {
 	if err != nil {
 		return fmt.Errorf("append events: %w", err)
 	}
+	if err := s.commit(tx); err != nil {
+		return err
+	}
+	s.keepEdge(edge, b.Events)
+	return s.committed()
+}
+
+// commit ends a transaction, unless what it would go to is not the store's file
+// any more.
+func (s *Store) commit(tx *sql.Tx) error {
+	if err := s.check(); err != nil {
+		return err
+	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	s.keepEdge(edge, b.Events)
+	return nil
+}
+
+// committed makes sure that what was just committed is in the store's file.
+func (s *Store) committed() error {
+	err := s.check()
+	var lost *store.LostError
+	if errors.As(err, &lost) {
+		late := *lost
+		late.Committed = true
+		return &late
+	}
+	return err
+}
+
+// rollback undoes what is left of a transaction: one that could not be committed
+// has been rolled back by the driver.
+func rollback(tx *sql.Tx) error {
+	if err := tx.Rollback(); err != nil && !errors.Is(err, sql.ErrTxDone) {
+		return err
+	}
 	return nil
 }
 

@@ -36,11 +36,10 @@ const (
 	maxRequest = 1 << 20 // bytes of events in a request, but for a single event that has more; collectors take 20 MiB
 	maxAnswer  = 64 << 10
 	maxHeaders = 32
-	maxTimeout = 5 * time.Minute
-	maxWait    = 5 * time.Minute // that a target's Retry-After is heeded for
+	maxWait    = 5 * time.Minute  // that a target's Retry-After is heeded for
+	maxCall    = 30 * time.Second // of one request, if the delivery has no time limit of its own
 
-	defaultTimeout = 10 * time.Second // as the specification of OTLP's exporters has it
-	logsPath       = "/v1/logs"
+	logsPath = "/v1/logs"
 )
 
 // Compressions of requests.
@@ -51,21 +50,29 @@ const (
 
 // Config are the settings of a route's target.
 type Config struct {
-	Endpoint        string        `yaml:"endpoint"`          // URL; one without a path gets /v1/logs
-	BearerTokenFile string        `yaml:"bearer_token_file"` // read for each delivery, so that it can be replaced
-	HeadersFile     string        `yaml:"headers_file"`      // lines of "Name: value"; the same
-	Compression     string        `yaml:"compression"`       // gzip, the default, or none
-	Timeout         time.Duration `yaml:"timeout"`           // of one request; default 10s
-	TLS             *secure.TLS   `yaml:"tls"`
-	Insecure        bool          `yaml:"insecure"` // permits http to other machines
+	Endpoint        string      `yaml:"endpoint"`          // URL; one without a path gets /v1/logs
+	BearerTokenFile string      `yaml:"bearer_token_file"` // read for each delivery, so that it can be replaced
+	HeadersFile     string      `yaml:"headers_file"`      // lines of "Name: value"; the same
+	Compression     string      `yaml:"compression"`       // gzip, the default, or none
+	TLS             *secure.TLS `yaml:"tls"`
+	Insecure        bool        `yaml:"insecure"` // permits http to other machines
 
 	Instance string           `yaml:"-"` // service.instance.id of what is sent: the issuer's URL
 	Version  string           `yaml:"-"` // of Tabard
 	Now      func() time.Time `yaml:"-"` // default: time.Now
 }
 
-// Check reports what is wrong with the settings and the files that they name.
-// It asks nobody.
+// Target is where events go, for people to read.
+func (c *Config) Target() string {
+	u, err := c.target()
+	if err != nil {
+		return ""
+	}
+	return u.String()
+}
+
+// Check reports what is wrong with the settings. It reads no file and asks
+// nobody.
 func (c *Config) Check() error {
 	if _, err := c.target(); err != nil {
 		return err
@@ -73,14 +80,8 @@ func (c *Config) Check() error {
 	if c.Compression != "" && c.Compression != gzipped && c.Compression != plain {
 		return fmt.Errorf("compression is %q, want %s or %s", c.Compression, gzipped, plain)
 	}
-	if c.Timeout < 0 || c.Timeout > maxTimeout {
-		return fmt.Errorf("timeout is %v, want at most %v", c.Timeout, maxTimeout)
-	}
-	if _, err := c.headers(); err != nil {
-		return err
-	}
-	if _, err := c.TLS.Config(); err != nil {
-		return fmt.Errorf("tls: %w", err)
+	if c.TLS != nil && (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		return errors.New("tls: cert_file and key_file go together")
 	}
 	return nil
 }
@@ -197,17 +198,21 @@ type Sink struct {
 	after  time.Time    // before which the receiver does not want to be asked
 }
 
-// New returns a sink. It connects at the first delivery.
+// New returns a sink, after a look at the files that the settings name. It
+// connects at the first delivery.
 func New(cfg Config) (*Sink, error) {
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
+	if _, err := cfg.headers(); err != nil {
+		return nil, err
+	}
+	if _, err := cfg.TLS.Config(); err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
 	u, err := cfg.target()
 	if err != nil {
 		return nil, err
-	}
-	if cfg.Timeout == 0 {
-		cfg.Timeout = defaultTimeout
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -278,8 +283,11 @@ func (s *Sink) post(ctx context.Context, entries []store.Entry) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
+	if _, limited := ctx.Deadline(); !limited {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, maxCall)
+		defer cancel()
+	}
 	req, err := s.request(ctx, body, headers)
 	if err != nil {
 		return err
@@ -350,13 +358,13 @@ func (s *Sink) connect() error {
 	s.client = &http.Client{
 		Transport: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
-			DialContext:         (&net.Dialer{Timeout: s.cfg.Timeout}).DialContext,
+			DialContext:         (&net.Dialer{Timeout: maxCall}).DialContext,
 			TLSClientConfig:     t,
 			ForceAttemptHTTP2:   true,
 			DisableCompression:  true, // an answer of 64 KiB must not become one of 64 MiB
 			MaxIdleConnsPerHost: 1,
 			IdleConnTimeout:     90 * time.Second,
-			TLSHandshakeTimeout: s.cfg.Timeout,
+			TLSHandshakeTimeout: maxCall,
 		},
 		// Another address would get the credentials and the log.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -382,7 +390,7 @@ func (s *Sink) unreachable(err error) error {
 	case errors.As(err, &cert):
 		return fmt.Errorf("%s is not who it should be: %w: name its authority in tls.ca_file, or the name of its certificate in tls.server_name", s.url, err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s does not answer within %v: %w", s.url, s.cfg.Timeout, err)
+		return fmt.Errorf("%s does not answer in time: %w", s.url, err)
 	}
 	return fmt.Errorf("send events to %s: %w", s.url, err)
 }

@@ -57,7 +57,7 @@ func options(cfg *Config, w *watch) ([]kgo.Opt, error) {
 		kgo.ClientID("tabard"),
 		kgo.SoftwareNameAndVersion("tabard", cmp.Or(cfg.Version, "devel")),
 		kgo.WithHooks(w),
-		kgo.DisableClientMetrics(), // brokers could ask for them
+		kgo.DisableClientMetrics(),                                      // brokers could ask for them
 		kgo.BrokerMaxReadBytes(maxAnswer), kgo.FetchMaxBytes(maxAnswer), // nothing is fetched
 		kgo.DialTimeout(dialTimeout),
 

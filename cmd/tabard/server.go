@@ -3,8 +3,11 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
@@ -54,6 +57,9 @@ refused.`,
 				return err
 			}
 			cfg.Log.Info("serving", "url", s.URL())
+			if cfg.ActivityRoutes != "" {
+				defer onHangup(func() { readRoutes(s, cfg) })()
+			}
 			return s.Run(cmd.Context())
 		},
 	}
@@ -78,7 +84,39 @@ refused.`,
 	f.StringVar(&cfg.Master.Value, "master-key", "", "the master key itself in base64; give it as TABARD_MASTER_KEY, a flag is visible to others")
 	f.StringVar(&cfg.Master.Command, "master-key-command", "", "`COMMAND` that prints the master key in base64")
 	f.StringVar(&cfg.Driver, "driver", server.DriverAuto, "what runs instances on this machine: auto, netns, local or none")
+	f.StringVar(&cfg.ActivityRoutes, "activity-routes", "", "`FILE` in YAML that says where activity events are sent; read again on SIGHUP")
 	return cmd
+}
+
+// readRoutes reads the file of routes again, after somebody has changed it.
+func readRoutes(s *server.Server, cfg server.Config) {
+	if err := s.ReadRoutes(); err != nil {
+		cfg.Log.Error("the routes of the activity log stay as they were: their file cannot be used", "error", err)
+		return
+	}
+	cfg.Log.Info("the routes of the activity log were read again", "file", cfg.ActivityRoutes)
+}
+
+// onHangup calls f for each SIGHUP, until what it returns is called.
+func onHangup(f func()) (stop func()) {
+	hangups, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(hangups, syscall.SIGHUP)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-hangups:
+				f()
+			}
+		}
+	})
+	return func() {
+		signal.Stop(hangups)
+		close(done)
+		waiting.Wait()
+	}
 }
 
 // settle sets the flags that the command line left alone from the environment

@@ -1,6 +1,10 @@
 package activity
 
-import "tabard.dev/tabard/internal/object"
+import (
+	"time"
+
+	"tabard.dev/tabard/internal/object"
+)
 
 // Which access decisions stand in an account's log beside the refusals of
 // requests, which always do.
@@ -23,4 +27,6 @@ type ExportCursor struct {
 	object.Meta
 	Route string `json:"route"`
 	Next  int64  `json:"next"`
+
+	Gone time.Time `json:"gone,omitzero"` // since when there is no such route
 }

@@ -45,6 +45,9 @@ type Config struct {
 
 	Driver string // of instances: auto, netns, local or none
 
+	// ActivityRoutes is the file that says where events go; "" is none.
+	ActivityRoutes string
+
 	// Treeless leaves out the Merkle tree of the activity log and its
 	// checkpoints, for a benchmark of what they cost. No setting reaches it.
 	Treeless bool

@@ -30,6 +30,8 @@ import (
 	"tabard.dev/tabard/internal/cluster"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/export"
+	"tabard.dev/tabard/internal/export/routes"
 	"tabard.dev/tabard/internal/grant"
 	"tabard.dev/tabard/internal/host"
 	"tabard.dev/tabard/internal/host/authority"
@@ -72,6 +74,8 @@ type Server struct {
 	draining   atomic.Bool
 	usage      *usage.Tracker
 	sweeper    *retention.Sweeper
+	exports    *export.Manager
+	exported   *routes.Keeper
 	routeTable api.Routes
 }
 
@@ -140,6 +144,14 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
+	s.exports = export.New(export.Config{
+		Store: s.store, Directory: s.directory, Journal: s.journal, Names: names, Now: cfg.Now, Log: cfg.Log, OperatorAccount: operator,
+	})
+	s.exported = &routes.Keeper{File: cfg.ActivityRoutes, Manager: s.exports}
+	if err := s.exported.Read(); err != nil {
+		return nil, err
+	}
+	metrics.watchRoutes(s.exports)
 	s.keys, err = token.NewKeyRing(ctx, token.KeyRingConfig{
 		Directory: s.directory, Sealer: sealer, Now: cfg.Now, Log: cfg.Log,
 		Use: "access-token", Alg: cfg.Alg, Rotation: cfg.KeyRotation, Lead: keyLead, MaxLife: token.RefreshLife,
@@ -196,6 +208,10 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	})
 	return s, nil
 }
+
+// ReadRoutes reads the file of the activity log's routes again. With a file that
+// cannot be used the routes stay as they are.
+func (s *Server) ReadRoutes() error { return s.exported.Read() }
 
 // bind opens the listeners, so that the server's URL is known when the rest is
 // put together.
@@ -477,7 +493,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	workers, background := errgroup.WithContext(background)
-	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run} {
+	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run, s.exports.Run} {
 		workers.Go(func() error { run(background); return nil })
 	}
 	if s.host != nil {

@@ -379,9 +379,7 @@ func TestADeadTargetHoldsUpNobodyAndGetsAllWhenItComesBack(t *testing.T) {
 	if st.LastError != "dial:  [31mrefused  password" || st.Failures == 0 || st.BehindEvents == 0 || st.NextAttempt.IsZero() || st.Since.IsZero() {
 		t.Errorf("status %+v", st)
 	}
-	if needed := b.manager.NeededFrom(); needed != st.Cursor {
-		t.Errorf("needed from %d, the route is at %d", needed, st.Cursor)
-	}
+	eventually(t, "the log is needed from there on", func() bool { return b.manager.NeededFrom() == st.Cursor })
 	b.pass(time.Minute)
 	eventually(t, "the operator is told", func() bool { return len(b.told("activity.route.fail")) == 1 })
 	failures := b.status("dead").Failures

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"strings"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 
 	"tabard.dev/tabard/internal/export"
 	"tabard.dev/tabard/internal/export/file"
+	"tabard.dev/tabard/internal/export/syslog"
+	"tabard.dev/tabard/internal/export/webhook"
 )
 
 // Route is a route as the file has it.
@@ -37,7 +40,9 @@ type Batch struct {
 
 // Target is where events go: one of them.
 type Target struct {
-	File *file.Config `yaml:"file"`
+	File    *file.Config    `yaml:"file"`
+	Webhook *webhook.Config `yaml:"webhook"`
+	Syslog  *syslog.Config  `yaml:"syslog"`
 }
 
 // target is a target of any kind.
@@ -52,6 +57,8 @@ type target struct {
 func (t *Target) all() []target {
 	var out []target
 	out = add(out, "file", t.File, file.New)
+	out = add(out, "webhook", t.Webhook, webhook.New)
+	out = add(out, "syslog", t.Syslog, syslog.New)
 	return out
 }
 
@@ -202,7 +209,7 @@ func (r *Route) make() (export.Route, error) {
 	}
 	targets := r.all()
 	if len(targets) != 1 {
-		refuse("it has %d targets; give it one of %s, and not an empty one", len(targets), strings.Join(kinds, ", "))
+		refuse("it has %d targets; give it one of %s, with its settings", len(targets), strings.Join(kinds(), ", "))
 		return out, errors.Join(errs...)
 	}
 	t := targets[0]
@@ -213,8 +220,15 @@ func (r *Route) make() (export.Route, error) {
 	return out, errors.Join(errs...)
 }
 
-// kinds are the targets that there are, for messages.
-var kinds = []string{"file"}
+// kinds names the targets that there are, for messages.
+func kinds() []string {
+	t := reflect.TypeFor[Target]()
+	var out []string
+	for i := range t.NumField() {
+		out = append(out, t.Field(i).Tag.Get("yaml"))
+	}
+	return out
+}
 
 func named(s string) bool {
 	if len(s) == 0 || len(s) > 63 || s[0] < 'a' || s[0] > 'z' {

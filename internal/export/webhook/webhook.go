@@ -107,7 +107,7 @@ const (
 )
 
 // New returns a sink. It reads the files of TLS; secrets are read anew for each
-// delivery, so that they can be changed at any time.
+// delivery, so that they can be exchanged at any time.
 func New(cfg Config) (*Sink, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -122,11 +122,15 @@ func New(cfg Config) (*Sink, error) {
 		TLSHandshakeTimeout: 10 * time.Second, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute,
 		MaxResponseHeaderBytes: maxHeader, DisableCompression: true,
 	}
-	return &Sink{cfg: cfg, transport: t, client: &http.Client{
+	s := &Sink{cfg: cfg, transport: t, client: &http.Client{
 		Transport: t,
 		// An answer that leads elsewhere would take the events with it.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}, nil
+	}}
+	if _, _, err := s.secrets(); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Close gives up the connections.

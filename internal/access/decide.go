@@ -1,13 +1,11 @@
 package access
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
-	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/crn"
 )
 
@@ -48,10 +46,13 @@ type Decision struct {
 	stage      stage
 	subjects   []string
 	candidates int
-	nearest    *Policy
-	mismatch   Attribute
-	keptOut    bool // by the account's settings
+	refused    []*Policy // that did not allow, no more than maxRefused
+	catalog    *Catalog  // that the candidates were read with
+	keptOut    bool      // by the account's settings
 }
+
+// maxRefused bounds the policies among which the nearest is looked for.
+const maxRefused = 1000
 
 // stage is how far the best policy came; each stage is one named check.
 type stage int
@@ -87,8 +88,8 @@ func Decide(v View, q Request) Decision {
 		return d
 	}
 	d.stage = stageSubject
-	catalog := v.Catalog(account)
-	if service && d.among(catalog, authorizationsFor(v, source, account, q)) {
+	d.catalog = v.Catalog(account)
+	if service && d.among(authorizationsFor(v, source, account, q)) {
 		return d
 	}
 	if account != q.AccountID {
@@ -96,26 +97,31 @@ func Decide(v View, q Request) Decision {
 	}
 	d.subjects = append(d.subjects, v.GroupsOf(q.AccountID, q.Subject, q.Time)...)
 	for _, subject := range d.subjects {
-		if d.among(catalog, v.PoliciesOf(q.AccountID, subject, q.Resource[ServiceName])) {
+		if d.among(v.PoliciesOf(q.AccountID, subject, q.Resource[ServiceName])) {
 			return d
 		}
 	}
 	return d
 }
 
-// among looks for a policy that allows, and remembers the one that came
-// nearest.
-func (d *Decision) among(c *Catalog, policies []*Policy) bool {
+// among looks for a policy that allows, and keeps those that do not, for an
+// explanation. The policies are the view's answer, which nobody else has.
+func (d *Decision) among(policies []*Policy) bool {
 	for _, p := range policies {
 		d.candidates++
-		reached, mismatch := examine(c, p, d.request)
+		reached := examine(d.catalog, p, d.request)
 		if reached == stageDone {
 			d.Allowed, d.Policy, d.stage = true, p, stageDone
+			d.refused = nil
 			return true
 		}
-		if d.nearest == nil || reached > d.stage {
-			d.stage, d.nearest, d.mismatch = reached, p, mismatch
-		}
+		d.stage = max(d.stage, reached)
+	}
+	policies = policies[:min(len(policies), maxRefused-len(d.refused))]
+	if len(d.refused) == 0 {
+		d.refused = policies
+	} else {
+		d.refused = append(d.refused, policies...)
 	}
 	return false
 }
@@ -168,16 +174,14 @@ func holding(v View, q Request) []*Policy {
 	}
 	c := v.Catalog(account)
 	return slices.DeleteFunc(out, func(p *Policy) bool {
-		reached, _ := examine(c, p, q)
-		return reached < stageAction
+		return examine(c, p, q) < stageAction
 	})
 }
 
 // Grants reports whether an active policy, whoever its subject is, allows the
 // action of the request on its resource now.
 func (p *Policy) Grants(c *Catalog, q Request) bool {
-	reached, _ := examine(c, p, q)
-	return p.State == Active && reached == stageDone
+	return p.State == Active && examine(c, p, q) == stageDone
 }
 
 // AttributesOf returns the resource attributes that a CRN names
@@ -227,28 +231,47 @@ func authorizationsFor(v View, source map[string]string, account string, q Reque
 	})
 }
 
-// examine reports how far a policy that names the subject goes, and the
-// attribute that stopped it.
-func examine(c *Catalog, p *Policy, q Request) (stage, Attribute) {
-	for _, a := range p.Resource {
-		if !a.covers(c, q.Resource) {
-			return stageResource, a
+// examine reports how far a policy that names the subject goes.
+func examine(c *Catalog, p *Policy, q Request) stage {
+	reached := stageDone
+	obstacles(c, p, q, func(o obstacle) bool {
+		reached = o.stage
+		return false
+	})
+	return reached
+}
+
+// obstacle is one point in which a policy does not fit a request: at
+// stageResource an attribute that is demanded of the resource, or of its tags.
+type obstacle struct {
+	stage     stage
+	attribute *Attribute
+	tag       bool
+}
+
+// obstacles tells what stands between a policy that names the subject and a
+// request, in the order of the checks, for as long as it is asked to go on. A
+// policy without any allows.
+func obstacles(c *Catalog, p *Policy, q Request, next func(obstacle) bool) {
+	for i := range p.Resource {
+		if !p.Resource[i].covers(c, q.Resource) && !next(obstacle{stageResource, &p.Resource[i], false}) {
+			return
 		}
 	}
-	for _, t := range p.Tags {
-		if !slices.ContainsFunc(q.Tags, func(tag string) bool { return t.matchesTag(tag) }) {
-			return stageResource, t
+	for i := range p.Tags {
+		if !slices.ContainsFunc(q.Tags, func(tag string) bool { return p.Tags[i].matchesTag(tag) }) && !next(obstacle{stageResource, &p.Tags[i], true}) {
+			return
 		}
 	}
-	if !p.Rule.Holds(q) {
-		return stageRule, Attribute{}
+	if !p.Rule.Holds(q) && !next(obstacle{stage: stageRule}) {
+		return
 	}
 	for _, role := range p.Roles {
 		if c.Grants(role, q.Resource[ServiceName], q.Action) {
-			return stageDone, Attribute{}
+			return
 		}
 	}
-	return stageAction, Attribute{}
+	next(obstacle{stage: stageAction})
 }
 
 // covers reports whether the resource meets the demand. An attribute that the
@@ -304,86 +327,4 @@ func (a Attribute) matches(value string, present bool) bool {
 func (a Attribute) matchesTag(tag string) bool {
 	key, value, ok := strings.Cut(tag, ":")
 	return ok && key == a.Key && a.matches(value, true)
-}
-
-// Explain renders the decision as checks: the comparison that decided, put into
-// words.
-func (d Decision) Explain() activity.Trace {
-	var t activity.Trace
-	q := d.request
-	step := func(s stage, name, wanted, found, hint string) {
-		switch {
-		case d.stage > s:
-			t.Pass(name, wanted, found)
-		case d.stage == s:
-			t.Fail(name, wanted, found, hint)
-		default:
-			t.Skip(name)
-		}
-	}
-	wanted, hint := q.AccountID, "use a token of the account that owns the resource"
-	if d.keptOut {
-		wanted, hint = "a service whose account is let in", "add the service's account to the access management settings of account "+q.Resource[AccountID]
-	}
-	step(stageAccount, "account", wanted, q.Resource[AccountID], hint)
-
-	found := fmt.Sprintf("policies about %s: %d", orAll(q.Resource[ServiceName]), d.candidates)
-	step(stageSubject, "policy-subject", "a policy for "+strings.Join(d.subjects, " or ")+" on "+describe(q.Resource), found,
-		"grant "+q.Subject+" a role on service "+orAll(q.Resource[ServiceName]))
-
-	shown := d.nearest
-	if d.Policy != nil {
-		shown = d.Policy
-	}
-	if shown == nil {
-		t.Skip("policy-resource")
-		t.Skip("policy-rule")
-		t.Skip("policy-action")
-		return t
-	}
-	if d.stage == stageResource {
-		got, present := q.Resource[d.mismatch.Key]
-		if !present {
-			got = "(absent)"
-		}
-		t.Fail("policy-resource", fmt.Sprintf("policy %s: %s %s %s", shown.ID, d.mismatch.Key, d.mismatch.Operator, d.mismatch.Value), got,
-			"nearest policy is "+shown.ID+"; widen "+d.mismatch.Key+" or add a policy for this resource")
-	} else {
-		step(stageResource, "policy-resource", "policy "+shown.ID, describe(q.Resource), "")
-	}
-	conditions := "no conditions"
-	if shown.Rule != nil {
-		conditions = shown.Rule.String()
-	}
-	step(stageRule, "policy-rule", conditions, "at "+q.Time.UTC().Format(time.RFC3339), "nearest policy is "+shown.ID+"; its conditions do not hold now")
-	step(stageAction, "policy-action", q.Action, "roles "+strings.Join(roleNames(shown.Roles), ", "),
-		"nearest policy is "+shown.ID+"; add a role that contains "+q.Action)
-	return t
-}
-
-func orAll(service string) string {
-	if service == "" {
-		return "all services"
-	}
-	return service
-}
-
-func roleNames(crns []string) []string {
-	out := make([]string, len(crns))
-	for i, c := range crns {
-		out[i] = c[strings.LastIndexByte(c, ':')+1:]
-	}
-	return out
-}
-
-func describe(resource map[string]string) string {
-	keys := make([]string, 0, len(resource))
-	for k := range resource {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	for i, k := range keys {
-		keys[i] = k + "=" + resource[k]
-	}
-	return strings.Join(keys, " ")
 }

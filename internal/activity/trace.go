@@ -19,7 +19,12 @@ type Check struct {
 	Outcome Outcome `json:"outcome"`
 	Wanted  string  `json:"wanted,omitempty"`
 	Found   string  `json:"found,omitempty"`
-	Hint    string  `json:"hint,omitempty"` // what single change would have let it pass
+	Hint    string  `json:"hint,omitempty"` // in words, what would have let it pass
+
+	// Of a check that failed: what came closest, and one change that would have
+	// let it pass. Without Change there is no single one.
+	Nearest *Nearest `json:"nearest,omitempty"`
+	Change  *Change  `json:"change,omitempty"`
 }
 
 // Trace is the ordered list of checks that a token request or an access
@@ -34,6 +39,14 @@ func (t *Trace) Pass(name, wanted, found string) {
 // Fail appends a check that did not hold, with a hint for the administrator.
 func (t *Trace) Fail(name, wanted, found, hint string) {
 	*t = append(*t, Check{Name: name, Outcome: Fail, Wanted: Clip(wanted), Found: Clip(found), Hint: Clip(hint)})
+}
+
+// FailNear is Fail with what came closest, and what would have let it pass;
+// both may be nil.
+func (t *Trace) FailNear(name, wanted, found, hint string, nearest *Nearest, change *Change) {
+	t.Fail(name, wanted, found, hint)
+	c := &(*t)[len(*t)-1]
+	c.Nearest, c.Change = nearest.bounded(), change.bounded()
 }
 
 // Skip appends a check that was not reached.
@@ -51,8 +64,9 @@ func (t Trace) Failed() (Check, bool) {
 
 // Clip bounds a value in an event, in bytes: part of it comes from the caller,
 // and the event that holds it is kept for a long time.
-func Clip(s string) string {
-	const limit = 512
+func Clip(s string) string { return clip(s, 512) }
+
+func clip(s string, limit int) string {
 	if len(s) <= limit {
 		return s
 	}

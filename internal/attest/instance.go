@@ -142,6 +142,16 @@ func (i *Instances) Verify(raw string) (Proof, *IdentityClaims, error) {
 	}, claims, nil
 }
 
+// EvidenceOf is the evidence that an identity token of an instance gives once
+// all its checks have passed. An error says that the instance's record is broken.
+func (i *Instances) EvidenceOf(inst *vpc.Instance) (trust.Evidence, error) {
+	name, err := crn.Parse(inst.CRN)
+	if err != nil {
+		return trust.Evidence{}, fmt.Errorf("CRN of instance %s: %w", inst.ID, err)
+	}
+	return instanceEvidence(inst, name, i.Region, i.Hosts.ResourceGroupName(inst.ResourceGroupID)), nil
+}
+
 func (i *Instances) rules() identityRules { return identityRules{region: i.Region, now: i.Now} }
 
 // keyOf returns the key of the host that a token names. Two keys under one id

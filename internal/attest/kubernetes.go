@@ -3,6 +3,7 @@ package attest
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"unicode"
 
@@ -71,27 +72,10 @@ func (w *Workloads) tryCluster(ctx context.Context, c *cluster.Cluster, p *prese
 	}
 	s.pass(CheckClaims, wanted, "sub "+p.claims.Subject)
 
-	name, err := crn.Parse(c.CRN)
+	ev, err := w.PodEvidence(c, Pod{Namespace: namespace, ServiceAccount: account, Name: k.Pod.Name, UID: k.Pod.UID, Node: k.Node.Name})
 	if err != nil {
 		return outcome{refusal: s.refuse(BadClaims, CheckClaims, "a cluster CRN", c.CRN, "The cluster's record is broken.")}
 	}
-	ev := trust.Evidence{
-		Type: c.Type, CRN: name, AccountID: c.AccountID,
-		Namespace: namespace, ServiceAccount: account,
-		Name: strings.Join([]string{c.Name, namespace, account, k.Pod.Name}, ":"),
-		Claims: map[string]any{
-			"crn": c.CRN, "service_instance": c.ID, "location": c.Location,
-			"resource_group_id": c.ResourceGroupID,
-			"namespace":         namespace, "name": account,
-		},
-	}
-	if groups := w.Clusters.ClusterGroupNames(c); len(groups) > 0 {
-		ev.Claims["cluster_group"] = groups
-	}
-	optional(ev.Claims, "resource_group_name", w.Clusters.ResourceGroupName(c.ResourceGroupID))
-	optional(ev.Claims, "pod", k.Pod.Name)
-	optional(ev.Claims, "pod_uid", k.Pod.UID)
-	optional(ev.Claims, "node", k.Node.Name)
 	o := evidenceProof(ev, s)
 	if c.Review {
 		o.proof.review = &pendingReview{
@@ -100,6 +84,48 @@ func (w *Workloads) tryCluster(ctx context.Context, c *cluster.Cluster, p *prese
 		}
 	}
 	return o
+}
+
+// Pod is who a service-account token is about, by the names in its cluster.
+// Those of the pod itself may be empty.
+type Pod struct{ Namespace, ServiceAccount, Name, UID, Node string }
+
+// Valid reports whether the names can be those of a pod.
+func (p Pod) Valid() bool {
+	for _, name := range []string{p.Name, p.UID, p.Node} {
+		if name != "" && !segment(name) {
+			return false
+		}
+	}
+	return segment(p.Namespace) && segment(p.ServiceAccount)
+}
+
+// PodEvidence is the evidence that a token of a cluster gives once all its
+// checks have passed. The names must be [Pod.Valid]. An error says that the
+// cluster's record is broken.
+func (w *Workloads) PodEvidence(c *cluster.Cluster, p Pod) (trust.Evidence, error) {
+	name, err := crn.Parse(c.CRN)
+	if err != nil {
+		return trust.Evidence{}, fmt.Errorf("CRN of cluster %s: %w", c.ID, err)
+	}
+	ev := trust.Evidence{
+		Type: c.Type, CRN: name, AccountID: c.AccountID,
+		Namespace: p.Namespace, ServiceAccount: p.ServiceAccount,
+		Name: strings.Join([]string{c.Name, p.Namespace, p.ServiceAccount, p.Name}, ":"),
+		Claims: map[string]any{
+			"crn": c.CRN, "service_instance": c.ID, "location": c.Location,
+			"resource_group_id": c.ResourceGroupID,
+			"namespace":         p.Namespace, "name": p.ServiceAccount,
+		},
+	}
+	if groups := w.Clusters.ClusterGroupNames(c); len(groups) > 0 {
+		ev.Claims["cluster_group"] = groups
+	}
+	optional(ev.Claims, "resource_group_name", w.Clusters.ResourceGroupName(c.ResourceGroupID))
+	optional(ev.Claims, "pod", p.Name)
+	optional(ev.Claims, "pod_uid", p.UID)
+	optional(ev.Claims, "node", p.Node)
+	return ev, nil
 }
 
 // maxSegment is the longest name that Kubernetes gives anything, in characters.

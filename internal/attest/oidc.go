@@ -45,6 +45,13 @@ func IssuerKeys(i *cluster.Issuer) *cluster.Cluster {
 	return &cluster.Cluster{Meta: i.Meta, ID: i.ID, Name: i.Name, Issuer: i.Issuer, CA: i.CA, JWKS: i.JWKS}
 }
 
+// IssuerEvidence is the evidence that a token of a workload issuer with these
+// claims gives once all its checks have passed. An error says what the claims
+// lack.
+func IssuerEvidence(i *cluster.Issuer, claims map[string]json.RawMessage) (trust.Evidence, error) {
+	return oidcEvidence(i, claims)
+}
+
 // oidcEvidence is what a workload issuer's token proves: the claims that the
 // mapping names, and who has said so. The claims must have been verified.
 func oidcEvidence(i *cluster.Issuer, claims map[string]json.RawMessage) (trust.Evidence, error) {

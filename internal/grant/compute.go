@@ -49,12 +49,18 @@ type CRTokenRequest struct {
 // registered issuer of workloads, for an access token of the profile (reference/iam-identity.md sections 1.2 and 6).
 func (s *Service) CRToken(ctx context.Context, o Origin, r CRTokenRequest) (Answer, error) {
 	a := s.begin(TypeCRToken, loginAction, loginWhat, o)
+	return a.settle(ctx, a.presentCRToken(ctx, s.cfg.Workloads, r))
+}
+
+// presentCRToken asks the workloads' registrations about a token, and the
+// profile about what it proves.
+func (a *attempt) presentCRToken(ctx context.Context, workloads *attest.Workloads, r CRTokenRequest) finding {
 	a.selected(r.Profile)
 	if r.Token == "" {
 		a.trace.Fail(attest.CheckForm, "cr_token", "(absent)", "send the service-account token as cr_token")
-		return Answer{}, a.refuse(ctx, missing("cr_token"))
+		return refusing(missing("cr_token"))
 	}
-	proofs, refusals, err := s.cfg.Workloads.Verify(ctx, r.Token)
+	proofs, refusals, err := workloads.Verify(ctx, r.Token)
 	if err != nil {
 		refusal := asRefusal(err)
 		a.trace = refusal.Trace
@@ -62,7 +68,7 @@ func (s *Service) CRToken(ctx context.Context, o Origin, r CRTokenRequest) (Answ
 		for _, aimed := range refusal.Aimed {
 			a.seenBy(aimed, CheckSelector, CheckProfile, CheckLink, CheckRule)
 		}
-		return Answer{}, a.refuse(ctx, refused(refusal))
+		return refusing(refused(refusal))
 	}
 	return a.putOn(ctx, proofs, refusals, r.Profile, r.Scope)
 }
@@ -110,7 +116,7 @@ func (s *Service) Instance(ctx context.Context, o Origin, r InstanceRequest) (An
 		a.skip(CheckSelector, CheckProfile, CheckLink, CheckRule)
 		return Answer{}, notProved(fault.New(fault.Invalid, CodeUnsupported, "Provided token is not supported: it belongs to another instance"))
 	}
-	return a.putOn(ctx, []attest.Proof{proof}, nil, r.Profile, "")
+	return a.settle(ctx, a.putOn(ctx, []attest.Proof{proof}, nil, r.Profile, ""))
 }
 
 func (a *attempt) selected(p Selector) {
@@ -131,7 +137,7 @@ func (a *attempt) skip(checks ...string) {
 // is one proof for each account in which the compute resource is registered;
 // the profile's account decides among them. The refusals are those of further
 // accounts, in whose logs they stand when the profile is not put on.
-func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []attest.Aimed, want Selector, scope string) (Answer, error) {
+func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []attest.Aimed, want Selector, scope string) finding {
 	proof := proofs[0]
 	a.trace = proof.Trace
 	a.event.AccountID, a.assigned = proof.Evidence.AccountID, true
@@ -140,9 +146,12 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 		a.trace.Fail(CheckSelector, "profile_id, profile_name or profile_crn", "(none)", "name the trusted profile to put on")
 		a.skip(CheckProfile, CheckLink, CheckRule)
 		a.seenByAll(refusals)
-		return Answer{}, a.refuse(ctx, missing("profile_id"))
+		return refusing(missing("profile_id"))
 	}
 	found := a.svc.choose(proofs, want)
+	if a.only != "" {
+		found = slices.DeleteFunc(found, func(c choice) bool { return c.profile.AccountID != a.only })
+	}
 	if ambiguous := want.byName() && shared(proofs); len(found) != 1 || ambiguous {
 		n := len(found)
 		if ambiguous {
@@ -150,7 +159,7 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 		}
 		f := a.noProfile(proofs, want, n)
 		a.seenByAll(refusals)
-		return Answer{}, a.refuse(ctx, f)
+		return refusing(f)
 	}
 	chosen, profile := found[0], found[0].profile
 	if a.svc.undecided(chosen.proof, want) {
@@ -160,7 +169,7 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 		f := fault.New(fault.Unavailable, CodeUnavailable, "The token cannot be checked now.").
 			WithDetail("Select the profile by profile_id or profile_crn, or try again: another registration of the token's issuer cannot be reached.")
 		f.RetryAfter = undecidedRetry
-		return Answer{}, a.refuse(ctx, f)
+		return refusing(f)
 	}
 	a.trace = chosen.proof.Trace
 	a.trace.Pass(CheckSelector, "one profile", want.String())
@@ -185,7 +194,7 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 			a.skip(attest.CheckReview)
 		}
 		a.seenByAll(refusals)
-		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile not eligible.").
+		return refusing(fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile not eligible.").
 			WithDetail("The given token with identifier '%s' is not permitted to assume the indicated trusted profile; profile ID '%s'",
 				ev.Name, crn.IAMID(profile.ID)))
 	}
@@ -193,10 +202,10 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 	a.trace = append(a.trace, review...)
 	if refusal != nil {
 		a.seenByAll(refusals)
-		return Answer{}, a.refuse(ctx, refused(refusal))
+		return refusing(refused(refusal))
 	}
 	a.initiateProfile(profile.ID, profile.Name, ev)
-	return a.issue(ctx, token.Claims{
+	return a.granting(token.Claims{
 		IAMID: crn.IAMID(profile.ID), SubType: token.SubProfile, Name: profile.Name, Scope: scope,
 		Authn:   &token.Authn{Subject: ev.CRN.String(), IAMID: ev.AuthnID(), SubType: token.SubCompute, Name: ev.Name},
 		Account: token.Account{BSS: profile.AccountID},

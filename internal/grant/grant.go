@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -113,7 +114,21 @@ type attempt struct {
 	elsewhere []copied // further accounts in whose logs a refusal stands
 	request   map[string]string
 	given     map[string]string // request without what was found out; nil where nothing was
+
+	// only, when not empty, is the one account whose profiles are looked at, and
+	// nobody's address is: the attempt is simulated.
+	only string
 }
+
+// finding is what the checks of an attempt have come to. Up to here nothing has
+// been signed, recorded or counted: [attempt.settle] does that.
+type finding struct {
+	claims token.Claims // of the token, as far as the grant knows them
+	life   time.Duration
+	fault  *fault.Error // why there is no token; nil when there is one
+}
+
+func refusing(f *fault.Error) finding { return finding{fault: f} }
 
 // copied is the refusal of an attempt as a further account sees it. A foreign
 // one is about a token that another account has proved: anybody can register
@@ -159,8 +174,15 @@ func (a *attempt) admit(account string) *fault.Error {
 	}
 	a.trace.Pass(CheckAccount, "an open account", account)
 	settings := d.SettingsOf(account)
+	if a.only != "" && a.origin.Address == "" {
+		a.trace.Skip(CheckAddress)
+		a.admitted = account
+		return nil
+	}
 	if !settings.Admits(a.origin.Address) {
-		a.trace.Fail(CheckAddress, settings.AllowedAddresses, a.origin.Address, "log in from an allowed address, or have an administrator add this one to the account's allowed_ip_addresses")
+		a.trace.FailNear(CheckAddress, settings.AllowedAddresses, a.origin.Address,
+			"log in from an allowed address, or have an administrator add this one to the account's allowed_ip_addresses", nil,
+			allow(account, settings.AllowedAddresses, a.origin.Address))
 		return fault.New(fault.Unauthenticated, CodeAddress, "Access from this IP address is not allowed.").
 			WithDetail("The account's settings do not allow the address %s.", a.origin.Address)
 	}
@@ -173,14 +195,41 @@ func (a *attempt) admit(account string) *fault.Error {
 	return nil
 }
 
-// issue signs the token, makes its event durable, and only then returns it.
-func (a *attempt) issue(ctx context.Context, c token.Claims, life time.Duration) (Answer, error) {
+// allow is the change of an account's settings that would let an address in.
+func allow(account, allowed, address string) *activity.Change {
+	if _, err := netip.ParseAddr(address); err != nil {
+		return nil
+	}
+	next := allowed + "," + address
+	return &activity.Change{
+		Do: activity.Alter, Kind: activity.KindSetting, ID: account,
+		Edits:   []activity.Edit{{Attribute: "allowed_ip_addresses", From: allowed, To: next}},
+		Command: activity.Command("tabard", "iam", "account-settings-update", "--allowed-ip-addresses", next),
+	}
+}
+
+// granting ends the checks of a grant with those that every grant has.
+func (a *attempt) granting(c token.Claims, life time.Duration) finding {
 	if f := a.admit(c.Account.BSS); f != nil {
-		return Answer{}, a.refuse(ctx, f)
+		return refusing(f)
 	}
 	life = min(life, identity.Seconds(a.svc.cfg.Directory.SettingsOf(c.Account.BSS).AccessTokenLife, token.AccessLife))
 	c.GrantType, c.ClientID, c.Scope = a.grant, a.origin.ClientID, knownScope(c.Scope)
-	raw, claims, err := a.svc.cfg.Tokens.Issue(c, life)
+	return finding{claims: c, life: life}
+}
+
+// issue is granting with its effect.
+func (a *attempt) issue(ctx context.Context, c token.Claims, life time.Duration) (Answer, error) {
+	return a.settle(ctx, a.granting(c, life))
+}
+
+// settle gives a finding its effect: it signs the token, makes its event
+// durable, and only then returns it; or it records the refusal.
+func (a *attempt) settle(ctx context.Context, f finding) (Answer, error) {
+	if f.fault != nil {
+		return Answer{}, a.refuse(ctx, f.fault)
+	}
+	raw, claims, err := a.svc.cfg.Tokens.Issue(f.claims, f.life)
 	if err != nil {
 		return Answer{}, a.refuse(ctx, fault.Of(err))
 	}
@@ -214,9 +263,7 @@ func knownScope(requested string) string {
 // refuse records the refusal and returns it; a refusal that cannot be recorded
 // is answered as unavailable.
 func (a *attempt) refuse(ctx context.Context, f *fault.Error) error {
-	if !slices.ContainsFunc(a.trace, func(c activity.Check) bool { return c.Name == CheckAccount }) {
-		a.skip(CheckAccount, CheckAddress)
-	}
+	a.complete()
 	a.event.SetReason(StatusOf(f.Kind), f.Message+detail(f))
 	a.event.Message += " -failure"
 	if err := a.record(ctx); err != nil {
@@ -225,6 +272,13 @@ func (a *attempt) refuse(ctx context.Context, f *fault.Error) error {
 	}
 	a.observe(f.Code)
 	return f
+}
+
+// complete marks the last checks as not reached when they were not.
+func (a *attempt) complete() {
+	if !slices.ContainsFunc(a.trace, func(c activity.Check) bool { return c.Name == CheckAccount }) {
+		a.skip(CheckAccount, CheckAddress)
+	}
 }
 
 func detail(f *fault.Error) string {

@@ -84,15 +84,23 @@ type Issuer struct {
 	Now  func() time.Time
 }
 
-// Issue signs an access token. It fills iss, jti, iat, exp and everything that
-// follows from the IAM ID; life bounds the token and is at most AccessLife.
+// Issue signs an access token with the claims that Fill makes of c.
 func (i *Issuer) Issue(c Claims, life time.Duration) (string, Claims, error) {
+	c = i.Fill(c, life)
+	c.JTI = uuid.NewString()
+	raw, err := i.Keys.Sign(&c, "")
+	return raw, c, err
+}
+
+// Fill returns the claims of a token from now on, but for jti, which only a
+// token has: iss, iat, exp and everything that follows from the IAM ID. Life
+// bounds the token and is at most AccessLife.
+func (i *Issuer) Fill(c Claims, life time.Duration) Claims {
 	now := i.Now()
 	c.ID, c.RealmID, c.Identifier = c.IAMID, crn.Realm(c.IAMID), crn.Identifier(c.IAMID)
 	if c.Subject == "" {
 		c.Subject = c.Identifier
 	}
-	c.JTI = uuid.NewString()
 	c.Issuer = i.URL
 	c.IssuedAt = now.Unix()
 	c.Expires = now.Add(min(life, AccessLife)).Unix()
@@ -100,8 +108,7 @@ func (i *Issuer) Issue(c Claims, life time.Duration) (string, Claims, error) {
 		c.Scope = "ibm openid"
 	}
 	c.Account.Valid = true
-	raw, err := i.Keys.Sign(&c, "")
-	return raw, c, err
+	return c
 }
 
 // Why a token proves nothing. Callers tell them apart to explain.

@@ -6,12 +6,10 @@ package trust
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"strconv"
 	"strings"
 
-	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/identity"
 )
@@ -46,27 +44,17 @@ type Candidate struct {
 }
 
 // Verdict is the answer of [Match]. When nothing matched, the nearest link and
-// rule are those that agreed with the evidence in the most points.
+// rule are those that differ from the evidence in the fewest points.
 type Verdict struct {
 	Matched bool
 	Link    *identity.Link      // what matched, or
 	Rule    *identity.ClaimRule // what matched
 
 	evidence    Evidence
-	user        bool // the evidence is about a person, whom no link can name
+	person      *User // the evidence is about a person, whom no link can name
 	candidate   Candidate
 	nearestLink *identity.Link
-	linkDiff    difference
 	nearestRule *identity.ClaimRule
-	ruleDiff    difference
-}
-
-// difference is where a link or rule and the evidence disagree, and in how many
-// points they agree.
-type difference struct {
-	agreed        int
-	points        []string // of disagreement
-	wanted, found string   // at the first of them
 }
 
 // Match decides whether the evidence may put on the profile. A link or a rule
@@ -76,24 +64,28 @@ type difference struct {
 // Nothing matched means no.
 func Match(c Candidate, ev Evidence) Verdict {
 	v := Verdict{evidence: ev, candidate: c}
+	var closest comparison
 	for _, l := range c.Links {
-		d := compareLink(c.Profile, l, ev)
-		if len(d.points) == 0 {
+		var d comparison
+		compareLink(c.Profile, l, ev, &d)
+		if d.differs == 0 {
 			v.Matched, v.Link = true, l
 			return v
 		}
-		if v.nearestLink == nil || d.agreed > v.linkDiff.agreed {
-			v.nearestLink, v.linkDiff = l, d
+		if v.nearestLink == nil || d.nearer(closest, l.ID, v.nearestLink.ID) {
+			v.nearestLink, closest = l, d
 		}
 	}
+	closest = comparison{}
 	for _, r := range c.Rules {
-		d := compareRule(c.Profile, r, ev)
-		if len(d.points) == 0 {
+		var d comparison
+		compareRule(c.Profile, r, ev, &d)
+		if d.differs == 0 {
 			v.Matched, v.Rule = true, r
 			return v
 		}
-		if v.nearestRule == nil || d.agreed > v.ruleDiff.agreed {
-			v.nearestRule, v.ruleDiff = r, d
+		if v.nearestRule == nil || d.nearer(closest, r.ID, v.nearestRule.ID) {
+			v.nearestRule, closest = r, d
 		}
 	}
 	return v
@@ -112,83 +104,120 @@ type User struct {
 // conditions all hold. The profile must live in the account that registered
 // the issuer.
 func MatchUser(c Candidate, u User) Verdict {
-	v := Verdict{evidence: Evidence{Name: u.Name}, user: true, candidate: c}
+	v := Verdict{evidence: Evidence{Name: u.Name}, person: &u, candidate: c}
+	var closest comparison
 	for _, r := range c.Rules {
-		d := compareUser(c.Profile, r, u)
-		if len(d.points) == 0 {
+		var d comparison
+		compareUser(c.Profile, r, u, &d)
+		if d.differs == 0 {
 			v.Matched, v.Rule = true, r
 			return v
 		}
-		if v.nearestRule == nil || d.agreed > v.ruleDiff.agreed {
-			v.nearestRule, v.ruleDiff = r, d
+		if v.nearestRule == nil || d.nearer(closest, r.ID, v.nearestRule.ID) {
+			v.nearestRule, closest = r, d
 		}
 	}
 	return v
 }
 
-func compareUser(p *identity.Profile, r *identity.ClaimRule, u User) difference {
-	var d difference
-	d.compare("type", identity.RuleSAML, r.Type, r.Type == identity.RuleSAML)
-	d.compare("realm_name", r.RealmName, u.Realm, r.RealmName != "" && r.RealmName == u.Realm)
-	d.compare("account", p.AccountID, u.AccountID, p.AccountID == u.AccountID)
-	d.compareAll(r.Conditions, u.Claims)
-	return d
-}
-
 // HoldAll reports whether there are conditions and all are true of the claims.
 func HoldAll(conditions []identity.Condition, claims map[string]any) bool {
-	var d difference
+	var d comparison
 	d.compareAll(conditions, claims)
-	return len(d.points) == 0
+	return d.differs == 0
 }
 
-func compareLink(p *identity.Profile, l *identity.Link, ev Evidence) difference {
-	var d difference
-	d.compare("cr_type", string(l.CRType), string(ev.Type), l.CRType == ev.Type)
-	linked, err := crn.Parse(l.CRN)
-	d.compare("link.crn", l.CRN, ev.CRN.String(), err == nil && linked.Same(ev.CRN))
-	if l.CRType.Kubernetes() {
-		d.compare("link.namespace", l.Namespace, ev.Namespace, l.Namespace != "" && l.Namespace == ev.Namespace)
-		d.compare("link.name", l.ServiceAccount, ev.ServiceAccount, l.ServiceAccount != "" && l.ServiceAccount == ev.ServiceAccount)
-	}
-	if l.CRType == identity.OIDC {
-		// An issuer's CRN covers everybody who gets tokens there.
-		d.compare("cr_type", "a type that links can name", string(l.CRType), false)
-	}
-	if l.CRType == identity.CE {
-		// No verifier proves components yet; a link to one covers nothing else.
-		d.compare("link.component_name", l.ComponentName, "(not proved)", false)
-	}
-	d.compare("account", p.AccountID, ev.AccountID, l.CrossAccount || p.AccountID == ev.AccountID)
-	return d
+// comparison counts where a link or rule and the evidence agree and disagree.
+// Words for a disagreement are found only when they are asked for: a request
+// that is let through pays for none.
+type comparison struct {
+	agreed, differs int
+	otherKind       bool    // a link or rule about another kind of evidence altogether
+	told            bool    // points are wanted
+	points          []point // of disagreement
 }
 
-func compareRule(p *identity.Profile, r *identity.ClaimRule, ev Evidence) difference {
-	var d difference
-	d.compare("type", identity.RuleCR, r.Type, r.Type == identity.RuleCR)
-	d.compare("cr_type", string(r.CRType), string(ev.Type), r.CRType == ev.Type)
-	d.compare("account", p.AccountID, ev.AccountID, p.AccountID == ev.AccountID)
-	d.compareAll(r.Conditions, ev.Claims)
-	return d
+// point is one disagreement.
+type point struct {
+	attribute     string
+	wanted, found string // by the link or rule, and in the evidence
 }
 
-func (d *difference) compareAll(conditions []identity.Condition, claims map[string]any) {
-	d.compare("conditions", "at least one", strconv.Itoa(len(conditions)), len(conditions) > 0)
-	for _, c := range conditions {
-		claim, present := claims[c.Claim]
-		d.compare(c.Claim, string(c.Operator)+" "+c.Value, show(claim, present), present && Holds(c, claim))
+// nearer reports whether a comparison came closer than another one, so that
+// the order in which links and rules are kept does not decide.
+func (d comparison) nearer(than comparison, id, thanID string) bool {
+	switch {
+	case d.otherKind != than.otherKind:
+		return than.otherKind
+	case d.differs != than.differs:
+		return d.differs < than.differs
+	case d.agreed != than.agreed:
+		return d.agreed > than.agreed
 	}
+	return id < thanID
 }
 
-func (d *difference) compare(point, wanted, found string, ok bool) {
+func (d *comparison) compare(ok bool, tell func() point) {
 	if ok {
 		d.agreed++
 		return
 	}
-	if len(d.points) == 0 {
-		d.wanted, d.found = wanted, found
+	d.differs++
+	if d.told {
+		d.points = append(d.points, tell())
 	}
-	d.points = append(d.points, point)
+}
+
+// kind compares what decides whether the rest can be compared at all.
+func (d *comparison) kind(ok bool, tell func() point) {
+	d.otherKind = d.otherKind || !ok
+	d.compare(ok, tell)
+}
+
+func compareUser(p *identity.Profile, r *identity.ClaimRule, u User, d *comparison) {
+	d.kind(r.Type == identity.RuleSAML, func() point { return point{"type", r.Type, identity.RuleSAML} })
+	d.compare(r.RealmName != "" && r.RealmName == u.Realm, func() point { return point{"realm_name", r.RealmName, u.Realm} })
+	d.compare(p.AccountID == u.AccountID, func() point { return point{attributeAccount, p.AccountID, u.AccountID} })
+	d.compareAll(r.Conditions, u.Claims)
+}
+
+func compareLink(p *identity.Profile, l *identity.Link, ev Evidence, d *comparison) {
+	d.kind(l.CRType == ev.Type, func() point { return point{"cr_type", string(l.CRType), string(ev.Type)} })
+	linked, err := crn.Parse(l.CRN)
+	d.compare(err == nil && linked.Same(ev.CRN), func() point { return point{"link.crn", l.CRN, ev.CRN.String()} })
+	if l.CRType.Kubernetes() {
+		d.compare(l.Namespace != "" && l.Namespace == ev.Namespace, func() point { return point{"link.namespace", l.Namespace, ev.Namespace} })
+		d.compare(l.ServiceAccount != "" && l.ServiceAccount == ev.ServiceAccount, func() point {
+			return point{"link.name", l.ServiceAccount, ev.ServiceAccount}
+		})
+	}
+	if l.CRType == identity.OIDC {
+		// An issuer's CRN covers everybody who gets tokens there.
+		d.compare(false, func() point { return point{"cr_type", "a type that links can name", string(l.CRType)} })
+	}
+	if l.CRType == identity.CE {
+		// No verifier proves components yet; a link to one covers nothing else.
+		d.compare(false, func() point { return point{"link.component_name", l.ComponentName, "(not proved)"} })
+	}
+	d.compare(l.CrossAccount || p.AccountID == ev.AccountID, func() point { return point{attributeAccount, p.AccountID, ev.AccountID} })
+}
+
+func compareRule(p *identity.Profile, r *identity.ClaimRule, ev Evidence, d *comparison) {
+	d.kind(r.Type == identity.RuleCR, func() point { return point{"type", r.Type, identity.RuleCR} })
+	d.kind(r.CRType == ev.Type, func() point { return point{"cr_type", string(r.CRType), string(ev.Type)} })
+	d.compare(p.AccountID == ev.AccountID, func() point { return point{attributeAccount, p.AccountID, ev.AccountID} })
+	d.compareAll(r.Conditions, ev.Claims)
+}
+
+// attributeAccount is where the profile lives: no link or rule can alter it.
+const attributeAccount = "account"
+
+func (d *comparison) compareAll(conditions []identity.Condition, claims map[string]any) {
+	d.compare(len(conditions) > 0, func() point { return point{"conditions", "at least one", "0"} })
+	for _, c := range conditions {
+		claim, present := claims[c.Claim]
+		d.compare(present && Holds(c, claim), func() point { return point{c.Claim, string(c.Operator) + " " + c.Value, show(claim, present)} })
+	}
 }
 
 // Holds reports whether a condition is true of a claim that is present
@@ -295,83 +324,4 @@ func scalar(v any) (string, bool) {
 		return v.String(), true
 	}
 	return "", false
-}
-
-func show(claim any, present bool) string {
-	if !present {
-		return "(claim not proved)"
-	}
-	if s, ok := claim.(string); ok {
-		return strconv.Quote(s)
-	}
-	return fmt.Sprintf("%q", claim)
-}
-
-// Explain renders the verdict as checks: the same comparison that decided,
-// put into words.
-func (v Verdict) Explain() activity.Trace {
-	var t activity.Trace
-	switch {
-	case v.Link != nil:
-		t.Pass("profile-link", describeLink(v.Link), v.evidence.Name)
-		t.Skip("profile-rule")
-	case v.user && v.Rule != nil:
-		t.Skip("profile-link")
-		t.Pass("profile-rule", describeRule(v.Rule), v.evidence.Name)
-	case v.user:
-		t.Skip("profile-link")
-		v.failRule(&t)
-	case v.Rule != nil:
-		v.failLink(&t)
-		t[len(t)-1].Outcome = activity.Skip // a rule was enough
-		t.Pass("profile-rule", describeRule(v.Rule), v.evidence.Name)
-	default:
-		v.failLink(&t)
-		v.failRule(&t)
-	}
-	return t
-}
-
-func (v Verdict) failLink(t *activity.Trace) {
-	if v.nearestLink == nil {
-		t.Fail("profile-link", "a link to "+v.describeEvidence(), "the profile has no link",
-			"link the profile to this compute resource")
-		return
-	}
-	l, d := v.nearestLink, v.linkDiff
-	t.Fail("profile-link", fmt.Sprintf("%s: %s = %s", describeLink(l), d.points[0], d.wanted), d.found,
-		fmt.Sprintf("the nearest link (of %d) is %s; it differs in %s", len(v.candidate.Links), l.ID, strings.Join(d.points, ", ")))
-}
-
-func (v Verdict) failRule(t *activity.Trace) {
-	if v.nearestRule == nil {
-		t.Fail("profile-rule", "a rule that covers "+v.describeEvidence(), "the profile has no claim rule",
-			"give the profile a rule that covers "+v.describeEvidence())
-		return
-	}
-	r, d := v.nearestRule, v.ruleDiff
-	t.Fail("profile-rule", fmt.Sprintf("%s: %s %s", describeRule(r), d.points[0], d.wanted), d.found,
-		fmt.Sprintf("the nearest rule (of %d) is %s; it differs in %s", len(v.candidate.Rules), r.ID, strings.Join(d.points, ", ")))
-}
-
-func (v Verdict) describeEvidence() string {
-	if v.user {
-		return "federated user " + v.evidence.Name
-	}
-	return fmt.Sprintf("%s %s (%s)", v.evidence.Type, v.evidence.CRN, v.evidence.Name)
-}
-
-func describeLink(l *identity.Link) string {
-	s := fmt.Sprintf("link %s %s %s", l.ID, l.CRType, l.CRN)
-	if l.CRType.Kubernetes() {
-		s += fmt.Sprintf(" %s/%s", l.Namespace, l.ServiceAccount)
-	}
-	return s
-}
-
-func describeRule(r *identity.ClaimRule) string {
-	if r.Name != "" {
-		return fmt.Sprintf("rule %s (%s)", r.ID, r.Name)
-	}
-	return "rule " + r.ID
 }

@@ -222,10 +222,10 @@ type Values struct {
 // Add notes the attributes of one resource, and reports whether that was
 // anything new. What it adds to a list does not change the list of a copy.
 func (t *Touched) Add(resource map[string]string) bool {
-	added := t.Region.add(resource[Region])
-	added = t.ResourceGroupID.add(resource[ResourceGroupID]) || added
-	added = t.ResourceType.add(resource[ResourceType]) || added
-	return t.ServiceInstance.add(resource[ServiceInstance]) || added
+	added := t.Region.add(resource, Region)
+	added = t.ResourceGroupID.add(resource, ResourceGroupID) || added
+	added = t.ResourceType.add(resource, ResourceType) || added
+	return t.ServiceInstance.add(resource, ServiceInstance) || added
 }
 
 // Of returns the values of an attribute by its name; ok is false for those that
@@ -244,11 +244,10 @@ func (t Touched) Of(key string) (v Values, ok bool) {
 	return Values{}, false
 }
 
-func (v *Values) add(value string) bool {
+func (v *Values) add(resource map[string]string, key string) bool {
+	value, present := resource[key]
 	switch {
-	case value == "":
-		// An attribute that is there and empty is as good as none: a policy
-		// cannot name it.
+	case !present:
 		old := v.Absent
 		v.Absent = true
 		return !old
@@ -264,7 +263,7 @@ func (v *Values) add(value string) bool {
 
 // nameable reports whether a value could stand in a policy.
 func nameable(s string) bool {
-	return len(s) <= maxTouchedLength && utf8.ValidString(s) &&
+	return s != "" && len(s) <= maxTouchedLength && utf8.ValidString(s) &&
 		!strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == utf8.RuneError })
 }
 

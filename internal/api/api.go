@@ -18,7 +18,6 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -121,8 +120,8 @@ type Call struct {
 
 	w       http.ResponseWriter
 	trace   activity.Trace
-	permits []string // ids of the policies that allowed something
-	about   Target   // see About
+	permits permits
+	about   Target // see About
 }
 
 // About says what the request is about as far as that is known before its
@@ -462,9 +461,6 @@ func (f *Family) serve(route Route, limit int64, h func(*Call) (Reply, error)) {
 			}
 		}()
 		reply, err := h(c)
-		for _, id := range c.permits {
-			f.Usage.Permit(id, c.Now())
-		}
 		if err != nil {
 			c.writeFault(w, fault.Of(err))
 			return
@@ -566,12 +562,21 @@ func (c *Call) May(action string, resource map[string]string) bool {
 	return c.decide(action, resource).Allowed
 }
 
+// MayThrough is May with some of the caller's policies left out: for what he
+// must hold more firmly than for his own use, because he passes it on.
+func (c *Call) MayThrough(v access.View, action string, resource map[string]string) bool {
+	return c.decideThrough(v, action, resource).Allowed
+}
+
 func (c *Call) decide(action string, resource map[string]string) access.Decision {
-	d := access.Decide(c.Directory, access.Request{
-		Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: resource, Time: c.Now(),
-	})
-	if d.Allowed && !slices.Contains(c.permits, d.Policy.ID) {
-		c.permits = append(c.permits, d.Policy.ID)
+	return c.decideThrough(c.Directory, action, resource)
+}
+
+func (c *Call) decideThrough(v access.View, action string, resource map[string]string) access.Decision {
+	q := access.Request{Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: resource, Time: c.Now()}
+	d := access.Decide(v, q)
+	if d.Allowed {
+		c.permits.count(c.Usage, q, d.Policy)
 	}
 	return d
 }

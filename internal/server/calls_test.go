@@ -378,6 +378,9 @@ var walk = map[string][]call{
 	}},
 	"DELETE /v1/workload_issuers/{id}": {{target: "/v1/workload_issuers/$workload_issuer"}},
 
+	"GET /v1/access_use":            {{target: "/v1/access_use"}},
+	"GET /v1/access_recommendation": {{target: "/v1/access_recommendation?iam_id=iam-$profile"}},
+
 	"GET /v1/events": {{target: "/v1/events"}},
 	"GET /v1/events/{correlation_id}/explanation": {{target: "/v1/events/$transaction/explanation"}},
 	"GET /v1/events/checkpoint":                   {{target: "/v1/events/checkpoint"}},

@@ -66,6 +66,8 @@ var variants = map[string][]call{
 	"GET /v1/clusters/{id}":                          {{target: "/v1/clusters/$cluster_name"}},
 	"PUT /v1/cluster_groups/{id}/clusters/{cluster}": {{target: "/v1/cluster_groups/first/clusters/$cluster"}},
 	"GET /v1/events":                                 {{target: "/v1/events?correlation_id=$transaction"}},
+	"GET /v1/access_use":                             {{target: "/v1/access_use?iam_id=iam-$profile"}, {target: "/v1/access_use?iam_id=iam-$profile&unused=true"}},
+	"GET /v1/access_recommendation":                  {{target: "/v1/access_recommendation?iam_id=iam-$profile"}, {target: "/v1/access_recommendation?iam_id=$user"}},
 	"GET /v1/subnets":                                {{target: "/v1/subnets" + vpcVersion + "&vpc.id=$vpc"}, {target: "/v1/subnets" + vpcVersion + "&resource_group.id=$group_default"}},
 	"GET /v1/instances":                              {{target: "/v1/instances" + vpcVersion + "&vpc.id=$vpc"}},
 	"GET /v1/floating_ips":                           {{target: "/v1/floating_ips" + vpcVersion + "&target.id=$nic"}},

@@ -7,6 +7,7 @@ import (
 
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/api/accessgroups"
+	"tabard.dev/tabard/internal/api/accessuse"
 	"tabard.dev/tabard/internal/api/accounts"
 	"tabard.dev/tabard/internal/api/activityapi"
 	"tabard.dev/tabard/internal/api/authzen"
@@ -56,6 +57,7 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	iamidentity.Register(mux, c.api, c.sealer)
 	iampolicy.Register(mux, c.api)
 	accessgroups.Register(mux, c.api)
+	accessuse.Register(mux, c.api)
 	authzen.Register(mux, c.api, c.grants)
 	resourcecontroller.Register(mux, c.api, c.sealer)
 	clusters.Register(mux, c.api, clusters.Options{Keys: c.clusterKeys, Tokens: c.workloads, Reviewer: c.workloads.Reviewer, Sealer: c.sealer})

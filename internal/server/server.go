@@ -169,7 +169,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 
-	s.usage, err = usage.Open(ctx, usage.Config{Directory: s.directory, Log: cfg.Log}, s.store)
+	s.usage, err = usage.Open(ctx, usage.Config{Directory: s.directory, Log: cfg.Log, Now: cfg.Now}, s.store)
 	if err != nil {
 		return nil, err
 	}

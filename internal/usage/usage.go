@@ -1,10 +1,11 @@
 // Package usage counts how often, and remembers when last, an identity or an
-// API key was used to log in and a policy allowed something. The counts are
-// kept in memory and written every few seconds. Logins are counted from their
-// events: what a crash took away is counted again from the activity log. Only
-// of two logins of one identity that overlapped the last write, one may be
-// missed. Permits leave no event of their own, so a crash loses those of the
-// last few seconds.
+// API key was used to log in and a policy allowed something: as a whole, and
+// which action to whom on what. The counts are kept in memory and written every
+// few seconds. Logins are counted from their events: what a crash took away is
+// counted again from the activity log. Only of two logins of one identity that
+// overlapped the last write, one may be missed. Permits leave no event of their
+// own, so a crash loses those of the last few seconds. What follows from the
+// counts for a policy is said by access.Recommend.
 package usage
 
 import (
@@ -32,6 +33,7 @@ type Config struct {
 	Directory *directory.Directory
 	Log       *slog.Logger
 	Every     time.Duration // between two writes; 0 means 5 s
+	Now       func() time.Time
 }
 
 // Tracker holds the counts. Its methods may be called from any goroutine; a
@@ -42,6 +44,8 @@ type Tracker struct {
 	counts map[string]*counter
 	dirty  map[string]struct{} // ids whose counts are not written yet
 	mark   time.Time           // the latest login counted
+	uses   *uses
+	began  time.Time // since when uses are counted
 }
 
 type counter struct {
@@ -63,7 +67,8 @@ func Open(ctx context.Context, cfg Config, log Log) (*Tracker, error) {
 	if cfg.Every == 0 {
 		cfg.Every = 5 * time.Second
 	}
-	t := &Tracker{cfg: cfg, counts: map[string]*counter{}, dirty: map[string]struct{}{}}
+	t := &Tracker{cfg: cfg, counts: map[string]*counter{}, dirty: map[string]struct{}{}, uses: newUses()}
+	t.begin()
 	for _, u := range cfg.Directory.Usage.All() {
 		t.counts[u.ID] = &counter{count: u.Count, last: u.Last, found: u.Last}
 	}
@@ -126,7 +131,7 @@ func (t *Tracker) Permit(policyID string, at time.Time) {
 }
 
 func (t *Tracker) add(id string, at time.Time, again bool) {
-	if id == "" || id == markID {
+	if id == "" || id == markID || id == sinceID {
 		return
 	}
 	t.mu.Lock()
@@ -156,7 +161,7 @@ func (t *Tracker) Of(id string) (count int64, last time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c, ok := t.counts[id]
-	if !ok || id == markID {
+	if !ok || id == markID || id == sinceID {
 		return 0, time.Time{}
 	}
 	return c.count, c.last
@@ -166,14 +171,19 @@ func (t *Tracker) Of(id string) (count int64, last time.Time) {
 // long.
 const batch = 500
 
-// Flush writes the counts that have changed.
+// Flush writes the counts that have changed, and removes those of identities
+// that are gone.
 func (t *Tracker) Flush(ctx context.Context) error {
-	for {
-		more, err := t.flush(ctx)
-		if err != nil || !more {
-			return err
+	t.uses.forget(t.cfg.Now(), t.known)
+	for _, write := range []func(context.Context) (bool, error){t.flush, t.flushUses, t.flushRemovals} {
+		for more := true; more; {
+			var err error
+			if more, err = write(ctx); err != nil {
+				return err
+			}
 		}
 	}
+	return nil
 }
 
 func (t *Tracker) flush(ctx context.Context) (more bool, err error) {
@@ -200,6 +210,9 @@ func (t *Tracker) flush(ctx context.Context) (more bool, err error) {
 			}
 			next.Count, next.Last = c.count, c.last
 			d.Usage.Put(tx, &next)
+		}
+		if _, ok := d.Usage.Get(sinceID); !ok {
+			d.Usage.Put(tx, &identity.Usage{ID: sinceID, Last: t.began})
 		}
 		return nil
 	})

@@ -85,7 +85,7 @@ func (p *place) open() {
 		p.t.Fatal(err)
 	}
 	p.journal = journal.New(journal.Config{Store: p.store})
-	if p.Tracker, err = usage.Open(context.Background(), usage.Config{Directory: p.dir, Log: slog.New(slog.DiscardHandler)}, p.store); err != nil {
+	if p.Tracker, err = usage.Open(context.Background(), usage.Config{Directory: p.dir, Log: slog.New(slog.DiscardHandler), Now: time.Now}, p.store); err != nil {
 		p.t.Fatal(err)
 	}
 }
@@ -301,8 +301,8 @@ func TestAKillBetweenTwoBatchesCountsNothingTwiceAndLosesNothing(t *testing.T) {
 		p.restart()
 		check()
 	}
-	if n := p.dir.Usage.Len(); n != ids+1 {
-		t.Errorf("%d records, want %d and the mark", n, ids)
+	if n := p.dir.Usage.Len(); n != ids+2 {
+		t.Errorf("%d records, want %d, the mark, and since when permits are counted", n, ids)
 	}
 }
 
@@ -325,7 +325,7 @@ func TestAWriteThatFailedIsMadeUpFor(t *testing.T) {
 
 func TestRunWritesUntilItIsEnded(t *testing.T) {
 	p := start(t)
-	tracker, err := usage.Open(t.Context(), usage.Config{Directory: p.dir, Log: slog.New(slog.DiscardHandler), Every: time.Millisecond}, p.store)
+	tracker, err := usage.Open(t.Context(), usage.Config{Directory: p.dir, Log: slog.New(slog.DiscardHandler), Now: time.Now, Every: time.Millisecond}, p.store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,7 +348,7 @@ func TestAnUnreadableLogIsAnError(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, log := range map[string]usage.Log{"a broken event": p.store, "a broken store": broken{}} {
-		if _, err := usage.Open(t.Context(), usage.Config{Directory: p.dir, Log: slog.New(slog.DiscardHandler)}, log); err == nil || !strings.Contains(err.Error(), "login") {
+		if _, err := usage.Open(t.Context(), usage.Config{Directory: p.dir, Log: slog.New(slog.DiscardHandler), Now: time.Now}, log); err == nil || !strings.Contains(err.Error(), "login") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -72,7 +72,7 @@ func New(t testing.TB) *Env {
 			return nil
 		}))
 	}
-	e.Usage, err = usage.Open(ctx, usage.Config{Directory: d, Log: slog.New(slog.DiscardHandler)}, s)
+	e.Usage, err = usage.Open(ctx, usage.Config{Directory: d, Log: slog.New(slog.DiscardHandler), Now: time.Now}, s)
 	must(t, err)
 	e.Signer, err = checkpoint.Open(ctx, checkpoint.Config{
 		Store: s, Directory: d, Sealer: sealer, Issuer: "http://tabard.test/identity", Now: time.Now, Log: slog.New(slog.DiscardHandler),

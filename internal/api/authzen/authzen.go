@@ -147,6 +147,7 @@ func (h *handler) decide(c *api.Call, q question) (answer, error) {
 	if d.Allowed {
 		out.Context.PolicyID = d.Policy.ID
 		c.Usage.Permit(d.Policy.ID, c.Now())
+		c.Usage.Use(request, d.Policy, false)
 		return out, nil
 	}
 	return out, c.RecordDenial(request, d.Explain())

@@ -256,7 +256,7 @@ func TestOwnerKeepsTheLastPolicyThatMakesHimAdministrator(t *testing.T) {
 
 func TestListTellsHowPoliciesAreUsed(t *testing.T) {
 	e := start(t)
-	tracker, err := usage.Open(t.Context(), usage.Config{Directory: e.Config.Directory, Log: e.Config.Log}, e.Store)
+	tracker, err := usage.Open(t.Context(), usage.Config{Directory: e.Config.Directory, Log: e.Config.Log, Now: time.Now}, e.Store)
 	if err != nil {
 		t.Fatal(err)
 	}

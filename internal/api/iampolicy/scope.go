@@ -100,9 +100,7 @@ func authorize(c *api.Call, action string, p *access.Policy, why purpose) error 
 // wholly asks for a decision on a scope without the caller's policies that
 // cover only a part of it.
 func wholly(c *api.Call, action string, scope map[string]string, p *access.Policy, why purpose) bool {
-	return access.Decide(throughout{View: c.Directory, of: p, why: why}, access.Request{
-		Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: scope, Time: c.Now(),
-	}).Allowed
+	return c.MayThrough(throughout{View: c.Directory, of: p, why: why}, action, scope)
 }
 
 // throughout is a view without the policies that hold on the scopes of a policy

@@ -12,6 +12,7 @@ if [ "${1:-test}" = test ]; then
     command -v gcc >/dev/null || missing="$missing gcc libc6-dev"
     command -v node >/dev/null || missing="$missing nodejs"
     command -v npm >/dev/null || missing="$missing npm"
+    command -v strace >/dev/null || missing="$missing strace"
     if [ "$(id -u)" = 0 ]; then
         command -v qemu-system-x86_64 >/dev/null || missing="$missing qemu-system-x86"
         command -v qemu-img >/dev/null || missing="$missing qemu-utils"

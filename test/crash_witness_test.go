@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"tabard.dev/tabard/test/harness"
 )
 
 // witness plays the clients of a server that is killed, and remembers what they
@@ -38,12 +40,7 @@ type witness struct {
 	note     []byte             // the newest checkpoint that was given out
 	size     int64
 	key      string
-
-	// What the log has, as far as it was read.
-	next   int64               // position
-	ids    map[string]bool     // of events
-	logins map[string]int      // events by jti
-	done   map[string][]logged // by transaction
+	log      *logbook
 }
 
 // object is a thing that was made or deleted, with the newest operation on it.
@@ -62,7 +59,7 @@ func newWitness(t *testing.T, b *sceneB) *witness {
 	w := &witness{
 		t: t, b: b, pod: b.issuer.Token("shop", "web"), nobody: b.issuer.Token("billing", "web"),
 		tokens: map[string]string{}, refusals: map[string]bool{}, objects: map[string]*object{}, touched: map[string]bool{},
-		ids: map[string]bool{}, logins: map[string]int{}, done: map[string][]logged{},
+		log: newLogbook(),
 	}
 	token := b.OwnerToken()
 	w.bearer.Store(&token)
@@ -75,7 +72,7 @@ func (w *witness) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return fmt.Sprintf("%d tokens and %d refusals in clients' hands, %d objects made or deleted, a log of %d events",
-		len(w.tokens), len(w.refusals), len(w.objects), w.next)
+		len(w.tokens), len(w.refusals), len(w.objects), w.log.next)
 }
 
 // client is one of the witness's, with connections of its own.
@@ -121,8 +118,10 @@ func (c *client) ask(method, path, transaction string, body any) (status int, an
 	return resp.StatusCode, answer, err == nil
 }
 
+// transaction is the id of a new one. Its last letter ends the number where
+// other bytes follow.
 func (w *witness) transaction(what string) string {
-	return fmt.Sprintf("crash-%s-%d", what, w.numbers.Add(1))
+	return fmt.Sprintf("crash-%s-%dx", what, w.numbers.Add(1))
 }
 
 // token asks for one and keeps it, or the refusal.
@@ -444,12 +443,12 @@ func (w *witness) check() {
 	w.t.Helper()
 	token := w.b.OwnerToken()
 	w.bearer.Store(&token)
-	w.read()
+	w.log.read(w.t, w.b.Server, token)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	missing := 0
 	for jti, transaction := range w.tokens {
-		if n := w.logins[jti]; n != 1 {
+		if n := w.log.logins[jti]; n != 1 {
 			missing++
 			if missing <= 5 {
 				w.t.Errorf("the token %s of %s is in a client's hands, and has %d events", jti, transaction, n)
@@ -460,8 +459,8 @@ func (w *witness) check() {
 		w.t.Errorf("%d of %d tokens do not have one event each", missing, len(w.tokens))
 	}
 	for transaction := range w.refusals {
-		if !slices.ContainsFunc(w.done[transaction], func(e logged) bool { return e.outcome == "failure" }) {
-			w.t.Errorf("the refusal %s has no event, only %v", transaction, w.done[transaction])
+		if !slices.ContainsFunc(w.log.done[transaction], func(e logged) bool { return e.outcome == "failure" }) {
+			w.t.Errorf("the refusal %s has no event, only %v", transaction, w.log.done[transaction])
 		}
 	}
 	for name := range w.touched {
@@ -485,7 +484,7 @@ func (w *witness) checkAll() {
 // that was not has happened with its event, or not at all.
 func (w *witness) checkObject(o *object) {
 	w.t.Helper()
-	happened := slices.ContainsFunc(w.done[o.transaction], func(e logged) bool { return e.outcome == "success" })
+	happened := slices.ContainsFunc(w.log.done[o.transaction], func(e logged) bool { return e.outcome == "success" })
 	if o.answered && !happened {
 		w.t.Errorf("the change %s was answered and has no event", o.transaction)
 	}
@@ -499,59 +498,70 @@ func (w *witness) checkObject(o *object) {
 	}
 }
 
+// logbook is the log of a server, as far as it was read.
+type logbook struct {
+	next   int64               // position
+	ids    map[string]bool     // of events
+	logins map[string]int      // events by jti
+	done   map[string][]logged // by transaction
+}
+
+func newLogbook() *logbook {
+	return &logbook{ids: map[string]bool{}, logins: map[string]int{}, done: map[string][]logged{}}
+}
+
 // read reads what the log has new. Positions follow each other, and every event
 // is a whole one with an id of its own.
-func (w *witness) read() {
-	w.t.Helper()
+func (l *logbook) read(t *testing.T, s *harness.Server, bearer string) {
+	t.Helper()
 	for {
-		a := w.b.Do(http.MethodGet, fmt.Sprintf("/v1/events/log?limit=5000&from=%d", w.next), *w.bearer.Load(), nil)
+		a := s.Do(http.MethodGet, fmt.Sprintf("/v1/events/log?limit=5000&from=%d", l.next), bearer, nil)
 		if a.Status != http.StatusOK {
-			w.t.Fatalf("read the log: %d %s", a.Status, a.Body)
+			t.Fatalf("read the log: %d %s", a.Status, a.Body)
 		}
-		before := w.next
-		for line := range bytes.Lines(a.Body) {
-			var l struct {
+		before := l.next
+		for raw := range bytes.Lines(a.Body) {
+			var line struct {
 				Index *int64
 				Event json.RawMessage
 			}
-			if err := json.Unmarshal(line, &l); err != nil {
-				w.t.Fatalf("line %s: %v", line, err)
+			if err := json.Unmarshal(raw, &line); err != nil {
+				t.Fatalf("line %s: %v", raw, err)
 			}
-			if l.Index == nil {
+			if line.Index == nil {
 				continue // a checkpoint
 			}
-			if *l.Index != w.next {
-				w.t.Fatalf("position %d follows %d", *l.Index, w.next-1)
+			if *line.Index != l.next {
+				t.Fatalf("position %d follows %d", *line.Index, l.next-1)
 			}
-			w.next++
-			w.event(l.Event)
+			l.event(t, line.Event)
+			l.next++
 		}
-		if w.next == before {
+		if l.next == before {
 			return
 		}
 	}
 }
 
-func (w *witness) event(doc []byte) {
-	w.t.Helper()
+func (l *logbook) event(t *testing.T, doc []byte) {
+	t.Helper()
 	var e struct {
 		ID, Action, Outcome, CorrelationID, EventTime, Severity string
-		Initiator                                               struct{ ID string }
 		Reason                                                  struct{ ReasonCode int }
 		ResponseData                                            map[string]any
 	}
 	if err := json.Unmarshal(doc, &e); err != nil {
-		w.t.Fatalf("position %d: %q: %v", w.next-1, doc, err)
+		t.Fatalf("position %d: %q: %v", l.next, doc, err)
 	}
 	if e.ID == "" || e.Action == "" || e.Outcome == "" || e.CorrelationID == "" || e.EventTime == "" || e.Severity == "" || e.Reason.ReasonCode == 0 {
-		w.t.Errorf("position %d: half an event: %s", w.next-1, doc)
+		t.Errorf("position %d: half an event: %s", l.next, doc)
 	}
-	if w.ids[e.ID] {
-		w.t.Errorf("position %d: the event %s is there twice", w.next-1, e.ID)
+	if l.ids[e.ID] {
+		t.Errorf("position %d: the event %s is there twice", l.next, e.ID)
 	}
-	w.ids[e.ID] = true
-	w.done[e.CorrelationID] = append(w.done[e.CorrelationID], logged{e.Action, e.Outcome})
+	l.ids[e.ID] = true
+	l.done[e.CorrelationID] = append(l.done[e.CorrelationID], logged{e.Action, e.Outcome})
 	if jti, ok := e.ResponseData["jti"].(string); ok && e.Outcome == "success" {
-		w.logins[jti]++
+		l.logins[jti]++
 	}
 }

@@ -170,6 +170,7 @@ func (s *Server) waitReady() {
 	for time.Now().Before(deadline) {
 		select {
 		case err := <-s.done:
+			s.cmd = nil
 			s.T.Fatalf("the server ended before it served: %v\n%s", err, s.log)
 		default:
 		}

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what is called and missing: curl and ip as clients in the demo and the
 # tests, gcc for the race detector, node and npm for the published Node packages,
+# strace to see what the server syncs,
 # and for root, who alone can run them, what the tests of Kubernetes run pods with
 # (test/kubenode), and what those of virtual machines run and
 # make their guest of (test/guest). Usage: deps.sh [demo|test]

@@ -5,6 +5,7 @@
 # make compatibility  the same, and docs/compatibility.md anew
 # make test-terraform the published Terraform provider; compiles for 10 minutes on 2 cores the first time
 # make test-kubernetes a real API server end to end; compiles Kubernetes for 9 minutes on 2 cores the first time; ARGS='-run Token' for some
+# make test-crash the server killed under load KILLS times, and power cuts; 200 kills take some 10 minutes on 2 cores
 # make test-vm  virtual servers end to end: hosts, QEMU machines, attacks (root); ARGS='-run Article' for some
 # make bench   token exchanges per second beside a bare handler
 # make bench-hosts instances on one host: tokens per second beside the bare signing rate, start-up, memory; ARGS=-netns
@@ -19,7 +20,7 @@ TF       := $(CURDIR)/.cache/terraform
 KUBE     := $(CURDIR)/.cache/kube
 
 .PHONY: build test demo bench bench-hosts fuzz lint unit e2e conformance compatibility terraform-binaries test-terraform \
-	kube-binaries test-kubernetes test-vm samples examples clean
+	kube-binaries test-kubernetes test-vm test-crash samples examples clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tabard ./cmd/tabard
@@ -60,6 +61,11 @@ e2e: build samples
 test-vm: build
 	scripts/deps.sh test
 	cd test && TABARD_BIN=$(CURDIR)/bin/tabard $(GO) test -count=1 -timeout 30m -parallel 1 -v $(ARGS) ./vm
+
+test-crash: KILLS ?= 200
+test-crash: build
+	scripts/deps.sh test
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard KILLS=$(KILLS) $(GO) test -count=1 -timeout 3h -v -run 'AfterAKill|AfterAPowerCut|IsKilled' $(ARGS) .
 
 # The suites wait more than they work, so that all of them run at once.
 conformance: build

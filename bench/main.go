@@ -3,13 +3,17 @@
 // signature, in the same run on the same machine, and prints the ratio.
 //
 // With -tree it measures, beside them, the same server without the Merkle tree of
-// its activity log, and prints what the tree costs.
+// its activity log, and with -exports the same server with every event sent to
+// targets of all kinds; it prints what they cost.
 //
 // All run as processes of their own and are loaded by the same clients in
-// turn, several rounds each, so that a drift of the machine's speed hits all.
+// turn, in many short rounds, there and back again, so that a drift of the
+// machine's speed hits all. Beside the rates it compares the processor time of
+// an exchange, which depends far less on what else the machine does.
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -23,6 +27,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -32,8 +37,10 @@ import (
 	"path/filepath"
 	"runtime/pprof"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -53,8 +60,8 @@ func main() {
 	log.SetFlags(0)
 	var o options
 	flag.IntVar(&o.clients, "clients", 32, "concurrent clients")
-	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each side; the two take turns")
-	flag.DurationVar(&o.length, "length", 3*time.Second, "length of a round")
+	flag.IntVar(&o.blocks, "blocks", 8, "blocks of two rounds of each side: in turn, and in turn backwards")
+	flag.DurationVar(&o.length, "length", time.Second, "length of a round")
 	flag.StringVar(&o.clusterAlg, "cluster-alg", "RS256", "algorithm of the service-account tokens: RS256 (what kube-apiserver uses most) or ES256")
 	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the server to this `file`")
 	flag.BoolVar(&o.tree, "tree", false, "measure the server without the activity log's Merkle tree and checkpoints, too")
@@ -78,7 +85,7 @@ func main() {
 }
 
 type options struct {
-	clients, rounds int
+	clients, blocks int
 	length          time.Duration
 	clusterAlg      string
 	profile         string
@@ -108,7 +115,20 @@ func playTabard(dir, profile string, treeless bool) error {
 		return err
 	}
 	fmt.Println(s.URL())
+	go tellTime()
 	return s.Run(ctx)
+}
+
+// tellTime answers each line of the input with the nanoseconds of processor time
+// that the process has used. It ends with the input.
+func tellTime() {
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(u.Utime.Nano() + u.Stime.Nano())
+	}
 }
 
 // playBare is the limit: parse the form, check the signature, sign a token of
@@ -135,6 +155,7 @@ func playBare(jwks string) error {
 		return err
 	}
 	fmt.Println("http://" + l.Addr().String())
+	go tellTime()
 	payload := bytes.Repeat([]byte("x"), 900) // as large as an access token's claims
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /identity/token", func(w http.ResponseWriter, r *http.Request) {
@@ -168,9 +189,10 @@ type side struct {
 	name string
 	url  string
 	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Reader
 
-	rates     []float64 // exchanges a second, one a round
-	exchanges int       // in all, with those of the first round
+	blocks    []block
 	latencies []time.Duration
 }
 
@@ -185,15 +207,18 @@ func start(name string, args ...string) (*side, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.out = bufio.NewReader(out)
+	if s.in, err = s.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
-	line := make([]byte, 256)
-	n, err := out.Read(line)
+	line, err := s.out.ReadString('\n')
 	if err != nil {
 		return nil, fmt.Errorf("%s did not start: %w", name, err)
 	}
-	s.url = strings.TrimSpace(string(line[:n]))
+	s.url = strings.TrimSpace(line)
 	return s, nil
 }
 
@@ -203,11 +228,54 @@ func (s *side) stop() {
 	_ = s.cmd.Wait()
 }
 
-// cpu is the processor time of an exchange, once the process has ended; unlike
-// the rates it hardly depends on what else the machine does.
-func (s *side) cpu() time.Duration {
-	st := s.cmd.ProcessState
-	return ((st.UserTime() + st.SystemTime()) / time.Duration(max(s.exchanges, 1))).Round(time.Microsecond)
+// cpu is the processor time that the side has used so far.
+func (s *side) cpu() (time.Duration, error) {
+	if _, err := io.WriteString(s.in, "\n"); err != nil {
+		return 0, fmt.Errorf("ask %s for its processor time: %w", s.name, err)
+	}
+	line, err := s.out.ReadString('\n')
+	if err != nil {
+		return 0, fmt.Errorf("ask %s for its processor time: %w", s.name, err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
+	return time.Duration(n), err
+}
+
+// A side is quiet when it uses less than a tenth of a processor. What it does
+// after a round because of the round is part of what the round costs, and must
+// not slow the next side's.
+const (
+	quietLook = 50 * time.Millisecond
+	quietUse  = quietLook / 10
+	quietWait = 30 * time.Second // at most
+)
+
+// round loads the side once and returns when it is quiet.
+func (s *side) round(tokens []string, o options) (block, []time.Duration, error) {
+	before, err := s.cpu()
+	if err != nil {
+		return block{}, nil, err
+	}
+	wall, latencies, err := load(s.url, tokens, o)
+	if err != nil {
+		return block{}, nil, fmt.Errorf("%s: %w", s.name, err)
+	}
+	ended := time.Now()
+	last, err := s.cpu()
+	for err == nil {
+		time.Sleep(quietLook)
+		var now time.Duration
+		now, err = s.cpu()
+		busy := now-last > quietUse
+		last = now
+		if !busy {
+			break
+		}
+		if time.Since(ended) > quietWait {
+			return block{}, nil, fmt.Errorf("%s is still busy %s after a round", s.name, quietWait)
+		}
+	}
+	return block{exchanges: len(latencies), wall: wall, cpu: last - before, after: time.Since(ended) - quietLook}, latencies, err
 }
 
 func measure(o options) (err error) {
@@ -234,67 +302,78 @@ func measure(o options) (err error) {
 	if err := furnish(tabard.url, data, jwks); err != nil {
 		return err
 	}
-	fmt.Printf("%d clients, %d rounds of %s each, cluster tokens %s, access tokens ES256, durable audit on\n\n", o.clients, o.rounds, o.length, o.clusterAlg)
+	fmt.Printf("%d clients, %d blocks of 2 rounds of %s each, cluster tokens %s, access tokens ES256, durable audit on\n\n", o.clients, o.blocks, o.length, o.clusterAlg)
 	sides := []*side{tabard, bare}
-	var treeless *side
+	variants := map[string][]string{}
 	if o.tree {
-		data := filepath.Join(dir, "treeless")
-		if treeless, err = start("treeless", "-role", "tabard", "-treeless", "-dir", data); err != nil {
+		variants["treeless"] = []string{"-treeless"}
+	}
+	for _, name := range slices.Sorted(maps.Keys(variants)) {
+		data := filepath.Join(dir, name)
+		variant, err := start(name, append([]string{"-role", "tabard", "-dir", data}, variants[name]...)...)
+		if err != nil {
 			return err
 		}
-		defer treeless.stop()
-		if err := furnish(treeless.url, data, jwks); err != nil {
+		defer variant.stop()
+		if err := furnish(variant.url, data, jwks); err != nil {
 			return err
 		}
-		sides = []*side{tabard, treeless, bare}
+		sides = slices.Insert(sides, len(sides)-1, variant)
 	}
-	for round := range o.rounds + 1 {
-		slices.Reverse(sides) // so that none is always the one after another
-		for _, s := range sides {
-			rate, latencies, err := load(s.url, tokens, o)
-			if err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
+	for n := range o.blocks + 1 {
+		blocks := map[*side]block{}
+		for range 2 { // there and back, so that none is always the one after another
+			for _, s := range sides {
+				b, latencies, err := s.round(tokens, o)
+				if err != nil {
+					return err
+				}
+				blocks[s] = blocks[s].plus(b)
+				if n > 0 {
+					s.latencies = append(s.latencies, latencies...)
+				}
 			}
-			s.exchanges += len(latencies)
-			if round > 0 { // the first one warms up
-				s.rates = append(s.rates, rate)
-				s.latencies = append(s.latencies, latencies...)
-			}
+			slices.Reverse(sides)
+		}
+		if n == 0 {
+			continue // it warmed up
+		}
+		for s, b := range blocks {
+			s.blocks = append(s.blocks, b)
 		}
 	}
-	fmt.Printf("%-8s %14s %10s %10s %14s\n", "", "exchanges/s", "p50", "p99", "CPU/exchange")
+	fmt.Printf("%-10s %12s %10s %10s %16s %14s\n", "", "exchanges/s", "p50", "p99", "CPU/exchange", "quiet after")
 	for _, s := range sides {
 		slices.Sort(s.latencies)
-		s.stop()
-		fmt.Printf("%-8s %14.0f %10s %10s %14s\n", s.name, median(s.rates), quantile(s.latencies, .5), quantile(s.latencies, .99), s.cpu())
+		fmt.Printf("%-10s %12.0f %10s %10s %13.0f µs %14s\n", s.name, median(each(s.blocks, block.rate)),
+			quantile(s.latencies, .5), quantile(s.latencies, .99), median(each(s.blocks, block.cost)), quietAfter(s.blocks))
 	}
 	fmt.Println()
 	printRatio(tabard, bare)
-	if treeless != nil {
-		printRatio(tabard, treeless)
+	for _, variant := range sides[1 : len(sides)-1] {
+		printRatio(tabard, variant)
 	}
 	return nil
 }
 
+// printRatio compares two sides block by block.
 func printRatio(a, b *side) {
-	ratios := make([]float64, len(a.rates))
-	for i := range ratios {
-		ratios[i] = a.rates[i] / b.rates[i]
+	fmt.Printf("%s / %s, medians of %d blocks with their 95 %% intervals:\n", a.name, b.name, len(a.blocks))
+	for _, what := range []struct {
+		name string
+		of   func(block) float64
+	}{{"exchanges/s", block.rate}, {"CPU/exchange", block.cost}} {
+		ratios := each(a.blocks, what.of)
+		for i, v := range each(b.blocks, what.of) {
+			ratios[i] /= v
+		}
+		low, high := interval(ratios)
+		fmt.Printf("  %-14s %.3f  (%.3f to %.3f)\n", what.name, median(ratios), low, high)
 	}
-	fmt.Printf("ratio %s/%s: median %.3f, from %.3f to %.3f\n", a.name, b.name, median(ratios), slices.Min(ratios), slices.Max(ratios))
 }
 
-func median(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	return v[len(v)/2]
-}
-
-func quantile(sorted []time.Duration, q float64) time.Duration {
-	return sorted[int(q*float64(len(sorted)-1))].Round(10 * time.Microsecond)
-}
-
-// load keeps all clients busy for a round.
-func load(base string, tokens []string, o options) (float64, []time.Duration, error) {
+// load keeps all clients busy for a round, and returns how long it was.
+func load(base string, tokens []string, o options) (time.Duration, []time.Duration, error) {
 	bodies := make([]string, len(tokens))
 	for i, t := range tokens {
 		bodies[i] = url.Values{"grant_type": {grantType}, "cr_token": {t}, "profile_name": {"bench"}}.Encode()
@@ -323,7 +402,7 @@ func load(base string, tokens []string, o options) (float64, []time.Duration, er
 		})
 	}
 	workers.Wait()
-	return float64(len(all)) / time.Since(begin).Seconds(), all, failed
+	return time.Since(begin), all, failed
 }
 
 func exchange(client *http.Client, base, body string) error {

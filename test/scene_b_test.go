@@ -28,7 +28,12 @@ type sceneB struct {
 
 func newSceneB(t *testing.T) *sceneB {
 	t.Helper()
-	b := &sceneB{Server: harness.Start(t, "--driver", "none"), issuer: harness.NewIssuer(t)}
+	return furnishSceneB(t, harness.Start(t, "--driver", "none"))
+}
+
+func furnishSceneB(t *testing.T, s *harness.Server) *sceneB {
+	t.Helper()
+	b := &sceneB{Server: s, issuer: harness.NewIssuer(t)}
 	b.Login()
 	b.CLI("ks", "cluster-register", "my-cluster", "--issuer", b.issuer.URL, "--ca-file", b.issuer.CAFile)
 	var cluster struct{ CRN string }

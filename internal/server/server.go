@@ -350,7 +350,8 @@ func writePrivate(file string, v any) error {
 		return fmt.Errorf("write the owner's file: %w", err)
 	}
 	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+	// The account that the key in it opens must not be there without it.
+	if err := errors.Join(err, f.Sync(), f.Close(), datadir.Sync(filepath.Dir(file))); err != nil {
 		return fmt.Errorf("write the owner's file: %w", err)
 	}
 	return nil

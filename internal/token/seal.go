@@ -17,6 +17,8 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"tabard.dev/tabard/internal/store/datadir"
 )
 
 // masterKeySize in bytes.
@@ -124,12 +126,9 @@ func (m MasterKey) loadFile(mayMake bool) ([]byte, error) {
 	}
 	key := make([]byte, masterKeySize)
 	rand.Read(key) // never fails, see crypto/rand
-	f, err := os.OpenFile(m.File, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("make the master key: %w", err)
-	}
-	_, err = f.WriteString(base64.StdEncoding.EncodeToString(key) + "\n")
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+	// What is sealed from now on is lost with it, and half a key would hinder
+	// the next start.
+	if err := datadir.WriteNew(m.File, []byte(base64.StdEncoding.EncodeToString(key)+"\n")); err != nil {
 		return nil, fmt.Errorf("make the master key: %w", err)
 	}
 	return key, nil

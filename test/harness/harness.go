@@ -103,6 +103,14 @@ func Start(t testing.TB, args ...string) *Server {
 // StartIn starts a server on a data directory.
 func StartIn(t testing.TB, dir string, args ...string) *Server {
 	t.Helper()
+	s := Prepare(t, dir, args...)
+	s.Launch()
+	return s
+}
+
+// Prepare returns a server that is yet to be launched.
+func Prepare(t testing.TB, dir string, args ...string) *Server {
+	t.Helper()
 	s := &Server{T: t, Dir: dir, Home: filepath.Join(t.TempDir(), "home"), args: args, log: &Output{}}
 	t.Cleanup(func() {
 		s.Stop()
@@ -110,12 +118,19 @@ func StartIn(t testing.TB, dir string, args ...string) *Server {
 			t.Logf("server log:\n%s", s.log)
 		}
 	})
-	s.Launch()
 	return s
 }
 
-// Launch starts the process, on the same address as before if there was one.
+// Launch starts the process and waits until it serves.
 func (s *Server) Launch() {
+	s.T.Helper()
+	s.Begin()
+	s.Ready()
+}
+
+// Begin starts the process, on the same address as before if there was one,
+// below other commands if wanted, and does not wait for it.
+func (s *Server) Begin(below ...string) {
 	s.T.Helper()
 	bin, err := Binary()
 	if err != nil {
@@ -125,7 +140,8 @@ func (s *Server) Launch() {
 		s.URL = "http://" + freeAddress(s.T)
 	}
 	args := append([]string{"server", "--data-dir", s.Dir, "--listen", strings.TrimPrefix(s.URL, "http://")}, s.args...)
-	s.cmd = exec.Command(bin, args...)
+	command := append(below, append([]string{bin}, args...)...)
+	s.cmd = exec.Command(command[0], command[1:]...)
 	s.cmd.Env = append(os.Environ(), s.env...)
 	s.cmd.Stderr, s.cmd.Stdout = s.log, s.log
 	if err := s.cmd.Start(); err != nil {
@@ -133,6 +149,11 @@ func (s *Server) Launch() {
 	}
 	s.done = make(chan error, 1)
 	go func(cmd *exec.Cmd, done chan<- error) { done <- cmd.Wait() }(s.cmd, s.done)
+}
+
+// Ready waits until the server that was begun serves.
+func (s *Server) Ready() {
+	s.T.Helper()
 	s.waitReady()
 	b, err := os.ReadFile(filepath.Join(s.Dir, "owner.json"))
 	if err != nil {
@@ -149,6 +170,7 @@ func (s *Server) waitReady() {
 	for time.Now().Before(deadline) {
 		select {
 		case err := <-s.done:
+			s.cmd = nil
 			s.T.Fatalf("the server ended before it served: %v\n%s", err, s.log)
 		default:
 		}
@@ -203,13 +225,17 @@ func (s *Server) Signal(sig os.Signal) {
 	}
 }
 
-// Kill ends the server as a power cut would.
+// Kill ends the server with SIGKILL, and fails the test if it had ended by
+// itself. What it wrote and had not synced is still in the system's cache.
 func (s *Server) Kill() {
 	if s.cmd == nil {
 		return
 	}
 	_ = s.cmd.Process.Kill()
-	<-s.done
+	err := <-s.done
+	if status, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !status.Signaled() {
+		s.T.Errorf("the server had ended before it was killed: %v\n%s", err, s.log)
+	}
 	s.cmd = nil
 }
 

@@ -54,7 +54,7 @@ type Options struct {
 
 // DropAction is the action of the event that records the dropping of a day. Its
 // response data is a [DropRecord].
-const DropAction = "activity.day.delete"
+const DropAction = activity.DayDelete
 
 // DropRecord says which day was dropped and what it reached from and to. Without
 // one in the log, by this day or a later one, events that are gone are missing.

@@ -460,7 +460,11 @@ func (d *Directory) Update(ctx context.Context, by string, f func(*Tx) error) er
 	if len(tx.apply) == 0 && len(tx.batch.Events) == 0 {
 		return nil
 	}
-	if err := d.cfg.Store.Commit(ctx, tx.batch); err != nil {
+	err := d.cfg.Store.Commit(ctx, tx.batch)
+	// What the store has, though it does not promise to keep it, is what later
+	// changes start from.
+	var lost *store.LostError
+	if err != nil && !(errors.As(err, &lost) && lost.Committed) {
 		return d.refused(err)
 	}
 	d.mu.Lock()
@@ -472,10 +476,17 @@ func (d *Directory) Update(ctx context.Context, by string, f func(*Tx) error) er
 	}
 	d.mu.Unlock()
 	d.notify(tx.touched)
+	if err != nil {
+		return d.refused(err)
+	}
 	return nil
 }
 
 func (d *Directory) refused(err error) error {
+	var kept *store.RefusedError
+	if errors.As(err, &kept) {
+		return kept.Fault()
+	}
 	var taken *store.TakenError
 	if errors.As(err, &taken) {
 		kind, _, _ := strings.Cut(taken.Key, "/")

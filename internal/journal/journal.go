@@ -108,6 +108,10 @@ func (j *Journal) enqueue(e entry) error {
 }
 
 func unavailable(cause error) error {
+	var refused *store.RefusedError
+	if errors.As(cause, &refused) {
+		return refused.Fault()
+	}
 	e := fault.New(fault.Unavailable, "service_unavailable",
 		"The activity log cannot take the event of this request, so the request was not carried out. Try again.").Because(cause)
 	e.RetryAfter = time.Second

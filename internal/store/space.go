@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -63,8 +64,12 @@ func (e *RefusedError) Fault() *fault.Error {
 	if !ok {
 		r.code, r.why = "service_unavailable", "The activity log cannot be written"
 	}
+	became := "the request was not carried out"
+	if lost := (*LostError)(nil); errors.As(e.Cause, &lost) && lost.Committed {
+		became = "whether a change of this request stays is not certain: read it again"
+	}
 	f := fault.New(fault.Unavailable, r.code,
-		"%s. Nothing can be recorded, so the request was not carried out; reads go on. Try again later, or tell the operator of the server.", r.why).Because(e)
+		"%s. Nothing can be recorded, so %s; reads go on. Try again later, or tell the operator of the server.", r.why, became).Because(e)
 	f.RetryAfter = refusalRetry
 	return f
 }

@@ -518,19 +518,24 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
 }
 
-// authenticate finds the caller. The scheme may be missing, because a
+// bearer returns the access token, or "". The scheme may be missing, because a
 // published sample sends the bare token
 // (reference/instance-metadata-and-vpc.md section 3.1).
-func (c *Call) authenticate(action string) error {
+func (c *Call) bearer() string {
 	header := strings.TrimSpace(c.R.Header.Get("Authorization"))
-	raw := header
-	if scheme, rest, ok := strings.Cut(header, " "); ok {
-		if !strings.EqualFold(scheme, "Bearer") {
-			raw = ""
-		} else {
-			raw = strings.TrimSpace(rest)
-		}
+	scheme, rest, ok := strings.Cut(header, " ")
+	switch {
+	case !ok:
+		return header
+	case !strings.EqualFold(scheme, "Bearer"):
+		return ""
 	}
+	return strings.TrimSpace(rest)
+}
+
+// authenticate finds the caller.
+func (c *Call) authenticate(action string) error {
+	raw := c.bearer()
 	if raw == "" {
 		return fault.New(fault.Unauthenticated, "token_missing", "The request has no access token; send it as Authorization: Bearer TOKEN.")
 	}

@@ -34,6 +34,7 @@ const (
 type Reader interface {
 	checkpoint.Source
 	Events(ctx context.Context, q store.Query) ([]store.StoredEvent, error)
+	Search(ctx context.Context, q store.Query) (store.Found, error)
 }
 
 // Signer is who signs the log's checkpoints.
@@ -100,19 +101,26 @@ func parsePage(c *api.Call) (page, error) {
 	if err != nil {
 		return page{}, err
 	}
-	p := page{limit: limit, filter: url.Values{}}
+	p := page{limit: limit}
 	if p.query, err = parseFilter(q, c.Now()); err != nil {
 		return page{}, err
 	}
+	p.filter = filterOf(p.query)
+	return p, nil
+}
+
+// filterOf writes the filters of a query as parameters.
+func filterOf(q store.Query) url.Values {
+	v := url.Values{}
 	for name, value := range map[string]string{
-		"action": p.query.Action, "outcome": p.query.Outcome, "correlation_id": p.query.CorrelationID,
-		"since": fixed(p.query.Since), "until": fixed(p.query.Until),
+		"action": q.Action, "action_prefix": q.ActionPrefix, "outcome": q.Outcome, "severity": q.Severity, "initiator": q.Initiator,
+		"authn_id": q.Authn, "target": q.Target, "correlation_id": q.CorrelationID, "since": fixed(q.Since), "until": fixed(q.Until),
 	} {
 		if value != "" {
-			p.filter.Set(name, value)
+			v.Set(name, value)
 		}
 	}
-	return p, nil
+	return v
 }
 
 func fixed(t time.Time) string {
@@ -122,10 +130,38 @@ func fixed(t time.Time) string {
 	return t.Format(time.RFC3339Nano)
 }
 
+// maxValue bounds what an event is compared with, in bytes; no event has
+// anything longer that can be asked for.
+const maxValue = 4096
+
+// parseFilter reads the filters of an event. An action that ends with * stands
+// for all that begin with what is before it.
 func parseFilter(q url.Values, now time.Time) (store.Query, error) {
-	f := store.Query{Action: q.Get("action"), Outcome: q.Get("outcome"), CorrelationID: q.Get("correlation_id")}
+	var f store.Query
+	for name, into := range map[string]*string{
+		"action": &f.Action, "action_prefix": &f.ActionPrefix, "outcome": &f.Outcome, "severity": &f.Severity, "initiator": &f.Initiator,
+		"authn_id": &f.Authn, "target": &f.Target, "correlation_id": &f.CorrelationID,
+	} {
+		if *into = q.Get(name); len(*into) > maxValue {
+			return f, invalidParameter(name, "", fmt.Sprintf("at most %d bytes long", maxValue))
+		}
+	}
+	if prefix, ok := strings.CutSuffix(f.Action, "*"); ok {
+		if f.ActionPrefix != "" {
+			return f, invalidParameter("action", f.Action, "a whole action where action_prefix is given, too")
+		}
+		f.Action, f.ActionPrefix = "", prefix
+	}
+	for name, value := range map[string]string{"action": f.Action, "action_prefix": f.ActionPrefix} {
+		if strings.Contains(value, "*") {
+			return f, invalidParameter(name, value, "an action such as iam-identity.account-profile.create, or the beginning of one with a * at its end, such as iam-identity.*")
+		}
+	}
 	if f.Outcome != "" && f.Outcome != activity.Success && f.Outcome != activity.Failure {
 		return f, invalidParameter("outcome", f.Outcome, activity.Success+" or "+activity.Failure)
+	}
+	if f.Severity != "" && f.Severity != activity.Normal && f.Severity != activity.Warning && f.Severity != activity.Critical {
+		return f, invalidParameter("severity", f.Severity, activity.Normal+", "+activity.Warning+" or "+activity.Critical)
 	}
 	for name, into := range map[string]*time.Time{"since": &f.Since, "until": &f.Until} {
 		s := q.Get(name)
@@ -169,11 +205,13 @@ func invalidParameter(name, value, wanted string) error {
 	return fault.New(fault.Invalid, "invalid_parameter", "The parameter %s must be %s.", name, wanted).OnParameter(name, value)
 }
 
+// list shows a page of events. One that the server would have to look for too
+// long comes back with fewer than were asked for, or none, and still has a next.
 func (h family) list(c *api.Call, p page) (api.Reply, error) {
 	q := p.query
 	q.AccountID = c.Account()
 	q.Limit = p.limit + 1 // one more tells whether there is a next page
-	stored, err := h.log.Events(c.R.Context(), q)
+	found, err := h.log.Search(c.R.Context(), q)
 	if err != nil {
 		return api.Reply{}, fmt.Errorf("read the activity log: %w", err)
 	}
@@ -186,10 +224,13 @@ func (h family) list(c *api.Call, p page) (api.Reply, error) {
 		Positions []int64           `json:"positions"` // of the events in the log of all accounts
 		Next      *next             `json:"next,omitempty"`
 	}{Limit: p.limit, Events: []json.RawMessage{}, Positions: []int64{}}
+	stored := found.Events
 	if len(stored) > p.limit {
 		stored = stored[:p.limit]
-		last := stored[p.limit-1].Position.String()
-		answer.Next = &next{Start: api.Cursor{After: last, Limit: p.limit, Query: p.filter}.String()}
+		found.Next = stored[p.limit-1].Position
+	}
+	if !found.Next.IsZero() {
+		answer.Next = &next{Start: api.Cursor{After: found.Next.String(), Limit: p.limit, Query: p.filter}.String()}
 	}
 	for _, e := range stored {
 		answer.Events = append(answer.Events, e.Doc)

@@ -400,9 +400,9 @@ func (h *handler) image(c *api.Call, x *cluster.Host) (api.Reply, error) {
 	}
 	return api.Reply{Stream: func(w http.ResponseWriter, _ *http.Request) {
 		defer disk.Close()
-		limit := newLimit(w, h.opts.Stopping)
-		defer limit.release()
-		limit.extend(imageTimeout)
+		limit := api.NewWriteLimit(w, h.opts.Stopping)
+		defer limit.Release()
+		limit.Extend(imageTimeout)
 		w.Header().Set("Content-Type", "application/octet-stream")
 		if _, err := io.Copy(w, io.LimitReader(disk, i.Bytes)); err != nil {
 			h.Log.Warn("sending an image to a host ended early", "image", id, "host", x.Name, "error", err)

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"sync"
 	"time"
 
 	"tabard.dev/tabard/internal/api"
@@ -59,11 +58,11 @@ func (h *handler) stream(c *api.Call, x *cluster.Host) (api.Reply, error) {
 			IdentityCA: capacity.IdentityCA,
 		})
 		defer leave()
-		s := &sender{handler: h, host: x, w: w, limit: newLimit(w, h.opts.Stopping), sent: map[string]*vpc.Placement{}}
-		defer s.limit.release()
+		s := &sender{handler: h, host: x, w: w, limit: api.NewWriteLimit(w, h.opts.Stopping), sent: map[string]*vpc.Placement{}}
+		defer s.limit.Release()
 		// The read deadline of the server counts from the request's beginning;
 		// this request has been read.
-		_ = s.limit.rc.SetReadDeadline(time.Time{})
+		_ = s.limit.SetReadDeadline(time.Time{})
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		h.Log.Info("host is connected", "host", x.Name)
 		err := s.run(r.Context())
@@ -76,7 +75,7 @@ type sender struct {
 	*handler
 	host  *cluster.Host
 	w     http.ResponseWriter
-	limit *limit
+	limit *api.WriteLimit
 	sent  map[string]*vpc.Placement // by instance, as it was sent last
 }
 
@@ -159,53 +158,9 @@ func (s *sender) send(m link.Message) error {
 }
 
 func (s *sender) write(b []byte) error {
-	s.limit.extend(sendTimeout)
+	s.limit.Extend(sendTimeout)
 	if _, err := s.w.Write(append(b, '\n')); err != nil {
 		return err
 	}
-	return s.limit.rc.Flush()
-}
-
-// limit bounds the writing of a long answer. When the server stops, little time
-// is left to whoever does not read.
-type limit struct {
-	rc       *http.ResponseController
-	released chan struct{}
-	watch    sync.WaitGroup
-
-	mu       sync.Mutex
-	stopping bool
-}
-
-const lastWrite = time.Second // what is left when the server stops
-
-func newLimit(w http.ResponseWriter, stopping <-chan struct{}) *limit {
-	l := &limit{rc: http.NewResponseController(w), released: make(chan struct{})}
-	l.watch.Go(func() {
-		select {
-		case <-l.released:
-		case <-stopping:
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.stopping = true
-			_ = l.rc.SetWriteDeadline(time.Now().Add(lastWrite))
-		}
-	})
-	return l
-}
-
-// extend gives the writer so much time from now on, unless the server stops. An
-// error means a connection without deadlines; then none is needed.
-func (l *limit) extend(d time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.stopping {
-		_ = l.rc.SetWriteDeadline(time.Now().Add(d))
-	}
-}
-
-// release ends the watch for the server's stop.
-func (l *limit) release() {
-	close(l.released)
-	l.watch.Wait()
+	return s.limit.Flush()
 }

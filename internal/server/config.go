@@ -45,6 +45,14 @@ type Config struct {
 
 	Driver string // of instances: auto, netns, local or none
 
+	// What is kept of the activity log, see retention.Log, and the sizes of
+	// diskwatch.Config: as 20GiB; "" means the default.
+	ActivityMaxDays int // 0 keeps all
+	ActivityMaxSize string
+	DiskAlarm       string
+	DiskStop        string
+	DiskReserve     string
+
 	// Treeless leaves out the Merkle tree of the activity log and its
 	// checkpoints, for a benchmark of what they cost. No setting reaches it.
 	Treeless bool
@@ -118,6 +126,12 @@ func (c *Config) validate() error {
 	}
 	if c.ClusterKeysMaxAge < time.Second || c.ClusterKeysMaxAge > time.Hour {
 		refuse("cluster-keys-max-age %s is not between 1s and 1h", c.ClusterKeysMaxAge)
+	}
+	if c.ActivityMaxDays < 0 {
+		refuse("activity-max-days %d is negative; 0 keeps all", c.ActivityMaxDays)
+	}
+	if _, err := c.sizes(); err != nil {
+		errs = append(errs, err)
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		refuse("tls-cert and tls-key go together")

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"time"
 
@@ -10,6 +11,8 @@ import (
 
 	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/directory"
+	"tabard.dev/tabard/internal/store"
+	"tabard.dev/tabard/internal/store/diskwatch"
 )
 
 // metrics are what /metrics shows.
@@ -123,6 +126,69 @@ func (m *metrics) watchCredentials(d *directory.Directory, opener attest.Opener,
 		}
 		return float64(n)
 	}))
+}
+
+// watchSpace shows what the store's watch knows, and how far back the log goes.
+func (m *metrics) watchSpace(w *diskwatch.Watch) {
+	for _, g := range []struct {
+		name, help string
+		of         func(diskwatch.Status) int64
+	}{
+		{"tabard_store_free_bytes", "Free space on the disk of the store.", func(s diskwatch.Status) int64 { return s.Free }},
+		{"tabard_store_alarm_bytes", "Free space below which there is an alarm.", func(s diskwatch.Status) int64 { return s.Alarm }},
+		{"tabard_store_stop_bytes", "Free space below which nothing is written.", func(s diskwatch.Status) int64 { return s.Stop }},
+		{"tabard_store_reserve_bytes", "Space that is held back on the disk of the store.", func(s diskwatch.Status) int64 { return s.Reserve }},
+	} {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, func() float64 { return float64(g.of(w.Status())) }))
+	}
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "tabard_store_refused_total", Help: "Events that were not recorded, and their requests refused, because the store took no writes.",
+	}, func() float64 { return float64(w.Status().Refused) }), spaceCollector{w})
+}
+
+// spaceCollector shows what has to be read from the store, once for a scrape.
+type spaceCollector struct{ watch *diskwatch.Watch }
+
+var (
+	descBytes  = prometheus.NewDesc("tabard_store_bytes", "Size of the store, and of it what is used.", []string{"part"}, nil)
+	descState  = prometheus.NewDesc("tabard_store_state", "1 for the state that the store is in.", []string{"state"}, nil)
+	descDays   = prometheus.NewDesc("tabard_activity_days", "Days that the activity log has events of.", nil, nil)
+	descOldest = prometheus.NewDesc("tabard_activity_oldest_day_seconds", "The oldest day of the activity log, as the time of its beginning.", nil, nil)
+)
+
+// scrapeTimeout bounds what a scrape reads from the store.
+const scrapeTimeout = 5 * time.Second
+
+// Describe implements [prometheus.Collector].
+func (spaceCollector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descBytes, descState, descDays, descOldest} {
+		out <- d
+	}
+}
+
+// Collect implements [prometheus.Collector]. What cannot be read is left out.
+func (c spaceCollector) Collect(out chan<- prometheus.Metric) {
+	is := c.watch.Status().State
+	for _, s := range store.States() {
+		value := 0.0
+		if s == is {
+			value = 1
+		}
+		out <- prometheus.MustNewConstMetric(descState, prometheus.GaugeValue, value, string(s))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	if e, err := c.watch.Extent(ctx); err == nil {
+		out <- prometheus.MustNewConstMetric(descBytes, prometheus.GaugeValue, float64(e.Bytes), "file")
+		out <- prometheus.MustNewConstMetric(descBytes, prometheus.GaugeValue, float64(e.Bytes-e.Free), "used")
+	}
+	if days, err := c.watch.Days(ctx); err == nil {
+		out <- prometheus.MustNewConstMetric(descDays, prometheus.GaugeValue, float64(len(days)))
+		if len(days) > 0 {
+			oldest := time.Date(days[0].Day/10000, time.Month(days[0].Day/100%100), days[0].Day%100, 0, 0, 0, 0, time.UTC)
+			out <- prometheus.MustNewConstMetric(descOldest, prometheus.GaugeValue, float64(oldest.Unix()))
+		}
+	}
 }
 
 func (m *metrics) handler() http.Handler {

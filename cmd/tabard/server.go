@@ -85,6 +85,11 @@ refused.`,
 	f.StringVar(&cfg.Master.Command, "master-key-command", "", "`COMMAND` that prints the master key in base64")
 	f.StringVar(&cfg.Driver, "driver", server.DriverAuto, "what runs instances on this machine: auto, netns, local or none")
 	f.StringVar(&cfg.ActivityRoutes, "activity-routes", "", "`FILE` in YAML that says where activity events are sent; read again on SIGHUP")
+	f.IntVar(&cfg.ActivityMaxDays, "activity-max-days", 0, "drop days of the activity log that ended longer ago than so many `DAYS`; 0 keeps all")
+	f.StringVar(&cfg.ActivityMaxSize, "activity-max-size", "", "drop the oldest days of the activity log while the store uses more than this `SIZE`, such as 20GiB (default: no bound)")
+	f.StringVar(&cfg.DiskAlarm, "disk-alarm", "", "alarm when less than this `SIZE` is free on the disk (default: 1GiB or 5 %, at most a quarter of the disk)")
+	f.StringVar(&cfg.DiskStop, "disk-stop", "", "refuse tokens and changes while less than this `SIZE` is free on the disk (default: 32MiB, at most 1/16 of the disk)")
+	f.StringVar(&cfg.DiskReserve, "disk-reserve", "", "hold back this `SIZE` on the disk, to be freed when it is full; 0 for none (default: 64MiB, at most an eighth of the disk)")
 	return cmd
 }
 

@@ -47,6 +47,13 @@ type Config struct {
 
 	// ActivityRoutes is the file that says where events go; "" is none.
 	ActivityRoutes string
+	// What is kept of the activity log, see retention.Log, and the sizes of
+	// diskwatch.Config: as 20GiB; "" means the default.
+	ActivityMaxDays int // 0 keeps all
+	ActivityMaxSize string
+	DiskAlarm       string
+	DiskStop        string
+	DiskReserve     string
 
 	// Treeless leaves out the Merkle tree of the activity log and its
 	// checkpoints, for a benchmark of what they cost. No setting reaches it.
@@ -121,6 +128,12 @@ func (c *Config) validate() error {
 	}
 	if c.ClusterKeysMaxAge < time.Second || c.ClusterKeysMaxAge > time.Hour {
 		refuse("cluster-keys-max-age %s is not between 1s and 1h", c.ClusterKeysMaxAge)
+	}
+	if c.ActivityMaxDays < 0 {
+		refuse("activity-max-days %d is negative; 0 keeps all", c.ActivityMaxDays)
+	}
+	if _, err := c.sizes(); err != nil {
+		errs = append(errs, err)
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		refuse("tls-cert and tls-key go together")

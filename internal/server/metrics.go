@@ -11,7 +11,8 @@ import (
 
 	"tabard.dev/tabard/internal/attest"
 	"tabard.dev/tabard/internal/directory"
-	"tabard.dev/tabard/internal/export"
+	"tabard.dev/tabard/internal/store"
+	"tabard.dev/tabard/internal/store/diskwatch"
 )
 
 // metrics are what /metrics shows.
@@ -127,61 +128,68 @@ func (m *metrics) watchCredentials(d *directory.Directory, opener attest.Opener,
 	}))
 }
 
-// watchRoutes shows how the routes of the activity log do.
-func (m *metrics) watchRoutes(routes *export.Manager) {
-	m.registry.MustRegister(routeCollector{routes})
+// watchSpace shows what the store's watch knows, and how far back the log goes.
+func (m *metrics) watchSpace(w *diskwatch.Watch) {
+	for _, g := range []struct {
+		name, help string
+		of         func(diskwatch.Status) int64
+	}{
+		{"tabard_store_free_bytes", "Free space on the disk of the store.", func(s diskwatch.Status) int64 { return s.Free }},
+		{"tabard_store_alarm_bytes", "Free space below which there is an alarm.", func(s diskwatch.Status) int64 { return s.Alarm }},
+		{"tabard_store_stop_bytes", "Free space below which nothing is written.", func(s diskwatch.Status) int64 { return s.Stop }},
+		{"tabard_store_reserve_bytes", "Space that is held back on the disk of the store.", func(s diskwatch.Status) int64 { return s.Reserve }},
+	} {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, func() float64 { return float64(g.of(w.Status())) }))
+	}
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "tabard_store_refused_total", Help: "Events that were not recorded, and their requests refused, because the store took no writes.",
+	}, func() float64 { return float64(w.Status().Refused) }), spaceCollector{w})
 }
 
-// routeCollector asks the routes when the metrics are read.
-type routeCollector struct{ routes *export.Manager }
+// spaceCollector shows what has to be read from the store, once for a scrape.
+type spaceCollector struct{ watch *diskwatch.Watch }
 
-var routeMetrics = struct{ delivered, failures, lost, behind, behindFor, up *prometheus.Desc }{
-	delivered: routeMetric("delivered_total", "Events that the target of a route of the activity log has taken."),
-	failures:  routeMetric("failures_total", "Attempts to deliver to the target of a route that failed."),
-	lost:      routeMetric("lost_total", "Events that were removed from the activity log before a route came to them."),
-	behind:    routeMetric("behind_events", "Events that a route has not come to yet."),
-	behindFor: routeMetric("behind_seconds", "Age of the oldest event that a route has not come to yet."),
-	up:        routeMetric("up", "Whether the last attempt to deliver to the target of a route did not fail."),
-}
+var (
+	descBytes  = prometheus.NewDesc("tabard_store_bytes", "Size of the store, and of it what is used.", []string{"part"}, nil)
+	descState  = prometheus.NewDesc("tabard_store_state", "1 for the state that the store is in.", []string{"state"}, nil)
+	descDays   = prometheus.NewDesc("tabard_activity_days", "Days that the activity log has events of.", nil, nil)
+	descOldest = prometheus.NewDesc("tabard_activity_oldest_day_seconds", "The oldest day of the activity log, as the time of its beginning.", nil, nil)
+)
 
-func routeMetric(name, help string) *prometheus.Desc {
-	return prometheus.NewDesc("tabard_export_"+name, help, []string{"route", "kind"}, nil)
-}
+// scrapeTimeout bounds what a scrape reads from the store.
+const scrapeTimeout = 5 * time.Second
 
 // Describe implements [prometheus.Collector].
-func (routeCollector) Describe(to chan<- *prometheus.Desc) {
-	d := routeMetrics
-	for _, one := range []*prometheus.Desc{d.delivered, d.failures, d.lost, d.behind, d.behindFor, d.up} {
-		to <- one
+func (spaceCollector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descBytes, descState, descDays, descOldest} {
+		out <- d
 	}
 }
 
-// Collect implements [prometheus.Collector].
-func (c routeCollector) Collect(to chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), routeTimeout)
+// Collect implements [prometheus.Collector]. What cannot be read is left out.
+func (c spaceCollector) Collect(out chan<- prometheus.Metric) {
+	is := c.watch.Status().State
+	for _, s := range store.States() {
+		value := 0.0
+		if s == is {
+			value = 1
+		}
+		out <- prometheus.MustNewConstMetric(descState, prometheus.GaugeValue, value, string(s))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
-	all, err := c.routes.Status(ctx)
-	for _, s := range all {
-		show := func(d *prometheus.Desc, kind prometheus.ValueType, value float64) {
-			to <- prometheus.MustNewConstMetric(d, kind, value, s.Name, s.Kind)
-		}
-		up := 1.0
-		if s.State == export.Failing {
-			up = 0
-		}
-		show(routeMetrics.delivered, prometheus.CounterValue, float64(s.Delivered))
-		show(routeMetrics.failures, prometheus.CounterValue, float64(s.Failures))
-		show(routeMetrics.lost, prometheus.CounterValue, float64(s.Lost))
-		show(routeMetrics.up, prometheus.GaugeValue, up)
-		if err == nil { // a log that cannot be read must not take the other metrics away
-			show(routeMetrics.behind, prometheus.GaugeValue, float64(s.BehindEvents))
-			show(routeMetrics.behindFor, prometheus.GaugeValue, s.BehindSeconds)
+	if e, err := c.watch.Extent(ctx); err == nil {
+		out <- prometheus.MustNewConstMetric(descBytes, prometheus.GaugeValue, float64(e.Bytes), "file")
+		out <- prometheus.MustNewConstMetric(descBytes, prometheus.GaugeValue, float64(e.Bytes-e.Free), "used")
+	}
+	if days, err := c.watch.Days(ctx); err == nil {
+		out <- prometheus.MustNewConstMetric(descDays, prometheus.GaugeValue, float64(len(days)))
+		if len(days) > 0 {
+			oldest := time.Date(days[0].Day/10000, time.Month(days[0].Day/100%100), days[0].Day%100, 0, 0, 0, 0, time.UTC)
+			out <- prometheus.MustNewConstMetric(descOldest, prometheus.GaugeValue, float64(oldest.Unix()))
 		}
 	}
 }
-
-// routeTimeout bounds the question how the routes do.
-const routeTimeout = 5 * time.Second
 
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})

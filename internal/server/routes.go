@@ -49,6 +49,12 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 			answer(w, http.StatusServiceUnavailable, "starting instances\n")
 			return
 		}
+		if state := s.watch.Status().State; !state.Takes() {
+			// Still ready: what needs no event goes on, and another server on the
+			// same disk could do no more.
+			answer(w, http.StatusOK, "serving reads only; the store is "+string(state)+"\n")
+			return
+		}
 		answer(w, http.StatusOK, "serving\n")
 	})
 	mux.Handle("GET /metrics", c.metrics.handler())
@@ -67,6 +73,9 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	activityapi.Register(mux, c.api, s.store, s.signer)
 	activityapi.RegisterExports(mux, c.api, s.exports)
 	activityapi.RegisterStream(mux, c.api, s.store, activityapi.StreamOptions{Stopping: s.stopping})
+	activityapi.RegisterSpace(mux, c.api, activityapi.SpaceOptions{
+		Disk: s.watch, Log: s.store, MaxDays: s.logKeeper.MaxDays, MaxBytes: s.logKeeper.MaxBytes,
+	})
 	vpcapi.Register(mux, c.api, vpcapi.Options{Place: s.scheduler.Choose, Images: s.images, Fits: s.scheduler.Fits, LocalAccess: s.localAccess})
 	hosts.Register(mux, c.api, hosts.Options{
 		Scheduler: s.scheduler, Proofs: c.proofs, Grants: c.grants, Sealer: c.sealer, Images: s.disks,

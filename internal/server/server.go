@@ -42,6 +42,7 @@ import (
 	"tabard.dev/tabard/internal/store"
 	"tabard.dev/tabard/internal/store/blob"
 	"tabard.dev/tabard/internal/store/datadir"
+	"tabard.dev/tabard/internal/store/diskwatch"
 	"tabard.dev/tabard/internal/store/sqlite"
 	"tabard.dev/tabard/internal/token"
 	"tabard.dev/tabard/internal/usage"
@@ -51,6 +52,8 @@ import (
 type Server struct {
 	cfg        Config
 	store      store.Store
+	watch      *diskwatch.Watch // what store is
+	operator   string           // the operator's account
 	directory  *directory.Directory
 	journal    *journal.Journal
 	signer     *checkpoint.Signer
@@ -76,6 +79,7 @@ type Server struct {
 	sweeper    *retention.Sweeper
 	exports    *export.Manager
 	exported   *routes.Keeper
+	logKeeper  *retention.Log
 	routeTable api.Routes
 }
 
@@ -119,6 +123,10 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.store = opened
+	names := crn.Names{CName: s.cfg.CName, CType: s.cfg.CType}
+	if err := s.watchStore(ctx, opened, names); err != nil {
+		return nil, err
+	}
 	if s.directory, err = directory.Open(ctx, directory.Config{Store: s.store, Catalog: catalog, Now: cfg.Now}); err != nil {
 		return nil, err
 	}
@@ -132,7 +140,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	metrics := newMetrics(s.directory)
 	s.journal = journal.New(journal.Config{Store: s.store, Committed: metrics.committed})
-	names := crn.Names{CName: s.cfg.CName, CType: s.cfg.CType}
+	metrics.watchSpace(s.watch)
 
 	s.signer, err = checkpoint.Open(ctx, checkpoint.Config{
 		Store: s.store, Directory: s.directory, Sealer: sealer, Issuer: s.cfg.Issuer, Now: cfg.Now, Log: cfg.Log,
@@ -152,6 +160,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	metrics.watchRoutes(s.exports)
+	s.operator = operator
 	s.keys, err = token.NewKeyRing(ctx, token.KeyRingConfig{
 		Directory: s.directory, Sealer: sealer, Now: cfg.Now, Log: cfg.Log,
 		Use: "access-token", Alg: cfg.Alg, Rotation: cfg.KeyRotation, Lead: keyLead, MaxLife: token.RefreshLife,
@@ -174,6 +183,9 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.sweeper = &retention.Sweeper{Directory: s.directory, Names: names, Now: cfg.Now, Log: cfg.Log}
+	if err := s.keepLog(names); err != nil {
+		return nil, err
+	}
 	issuer := &token.Issuer{Keys: s.keys, URL: s.cfg.Issuer, Now: cfg.Now}
 	clusterKeys := &attest.Keys{Now: cfg.Now, Opener: sealer, MaxAge: cfg.ClusterKeysMaxAge, Observe: metrics.keysFetched}
 	s.reviewer = &attest.Reviewer{Opener: sealer, Now: cfg.Now, Log: cfg.Log, Observe: metrics.reviewed}
@@ -494,7 +506,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	workers, background := errgroup.WithContext(background)
-	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run, s.exports.Run} {
+	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run, s.exports.Run, s.watch.Run, s.logKeeper.Run} {
 		workers.Go(func() error { run(background); return nil })
 	}
 	if s.host != nil {

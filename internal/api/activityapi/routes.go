@@ -26,11 +26,3 @@ func RegisterExports(mux *http.ServeMux, cfg *api.Config, exports Exports) {
 		return api.Reply{Body: map[string]any{"routes": routes}}, nil
 	})
 }
-
-func loadOperator(c *api.Call) (struct{}, api.Target, error) {
-	var err error
-	if c.Account() != c.OperatorAccount {
-		err = fault.New(fault.Denied, "not_authorized", "The routes of the activity log are the operator's: log in to the account %s.", c.OperatorAccount)
-	}
-	return struct{}{}, target(c), err
-}

@@ -152,7 +152,6 @@ func (w *Watch) DropDay(ctx context.Context, day int, b store.Batch) error {
 		if freeErr != nil || freed == 0 {
 			return errors.Join(err, freeErr)
 		}
-		w.cfg.Log.Warn("the reserve of the disk was given up to drop a day of the activity log", "bytes", freed)
 		err = w.judge(b, w.Watched.DropDay(ctx, day, b))
 	}
 	return err
@@ -393,6 +392,9 @@ func (w *Watch) Release(ctx context.Context) (int64, error) {
 	freed, err := remove(w.reserve())
 	if err != nil {
 		return 0, fmt.Errorf("free the reserve: %w", err)
+	}
+	if freed > 0 {
+		w.cfg.Log.Warn("the reserve on the disk of the activity log was freed", "bytes", freed)
 	}
 	w.looking.Lock()
 	defer w.looking.Unlock()

@@ -289,10 +289,10 @@ func (m *Manager) tellRecovery(ctx context.Context, r *runner, since time.Time) 
 	m.record(ctx, m.event(r.Name, actionRecover, activity.Normal, m.cfg.Now(), map[string]any{"target": r.Kind + " " + r.Target, "failing_since": since.UTC()}, ""))
 }
 
-func (m *Manager) tellLoss(ctx context.Context, r *runner, from, to int64) {
-	text := fmt.Sprintf("the events from %d up to %d were removed from the log before the route came to them", from, to-1)
+func (m *Manager) tellLoss(ctx context.Context, r *runner, g gap) {
+	text := fmt.Sprintf("%d events between %d and %d were removed from the log before the route came to them", g.events, g.first, g.last)
 	m.cfg.Log.Error("a route of the activity log has a gap", "route", r.Name, "target", r.Target, "error", text)
-	m.record(ctx, m.event(r.Name, actionLose, activity.Critical, m.cfg.Now(), map[string]any{"first": from, "last": to - 1}, text))
+	m.record(ctx, m.event(r.Name, actionLose, activity.Critical, m.cfg.Now(), map[string]any{"first": g.first, "last": g.last, "events": g.events}, text))
 }
 
 // record writes an event that is not part of a change. The server's log has

@@ -142,13 +142,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (r *runner) deliver(ctx context.Context, entries []store.Entry) bool {
 	var batch []store.Entry
 	bytes := 0
-	expected := r.next
+	r.miss(ctx, entries)
 	for i := range entries {
 		e := &entries[i]
-		if e.Index > expected {
-			r.miss(ctx, expected, e.Index)
-		}
-		expected = e.Index + 1
 		if !r.Match.Takes(&e.Event) {
 			r.mu.Lock()
 			r.counts.skipped++
@@ -166,17 +162,35 @@ func (r *runner) deliver(ctx context.Context, entries []store.Entry) bool {
 	if len(batch) > 0 && !r.send(ctx, batch) {
 		return false
 	}
-	r.move(expected)
+	r.move(entries[len(entries)-1].Index + 1)
 	return true
 }
 
-// miss records that entries were removed before the route came to them.
-func (r *runner) miss(ctx context.Context, from, to int64) {
+// miss records that events were removed before the route came to them. Around
+// midnight two days take turns in the log, so that there can be many gaps.
+func (r *runner) miss(ctx context.Context, entries []store.Entry) {
+	expected := r.next
+	var g gap
+	for i := range entries {
+		if n := entries[i].Index - expected; n > 0 {
+			if g.events == 0 {
+				g.first = expected
+			}
+			g.last, g.events = entries[i].Index-1, g.events+n
+		}
+		expected = max(expected, entries[i].Index+1)
+	}
+	if g.events == 0 {
+		return
+	}
 	r.mu.Lock()
-	r.counts.lost += to - from
+	r.counts.lost += g.events
 	r.mu.Unlock()
-	r.m.tellLoss(ctx, r, from, to)
+	r.m.tellLoss(ctx, r, g)
 }
+
+// gap is how many events are missing between two positions, both included.
+type gap struct{ first, last, events int64 }
 
 func (r *runner) move(next int64) {
 	r.mu.Lock()

@@ -48,6 +48,8 @@ type Config struct {
 	// ActivityRoutes is the file that says where events go; "" is none.
 	ActivityRoutes string
 
+	Version string // of the program, for those who are sent events
+
 	// Treeless leaves out the Merkle tree of the activity log and its
 	// checkpoints, for a benchmark of what they cost. No setting reaches it.
 	Treeless bool

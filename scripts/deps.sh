@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what is called and missing: curl and ip as clients in the demo and the
-# tests, gcc for the race detector, node and npm for the published Node packages,
+# tests, kcat, which reads what was sent to Kafka, gcc for the race detector, node and npm for the published Node packages,
 # and for root, who alone can run them, what the tests of Kubernetes run pods with
 # (test/kubenode), and what those of virtual machines run and
 # make their guest of (test/guest). Usage: deps.sh [demo|test]
@@ -12,6 +12,7 @@ if [ "${1:-test}" = test ]; then
     command -v gcc >/dev/null || missing="$missing gcc libc6-dev"
     command -v node >/dev/null || missing="$missing nodejs"
     command -v npm >/dev/null || missing="$missing npm"
+    command -v kcat >/dev/null || missing="$missing kcat"
     if [ "$(id -u)" = 0 ]; then
         command -v qemu-system-x86_64 >/dev/null || missing="$missing qemu-system-x86"
         command -v qemu-img >/dev/null || missing="$missing qemu-utils"

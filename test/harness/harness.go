@@ -195,6 +195,14 @@ func (s *Server) Stop() {
 	s.cmd = nil
 }
 
+// Signal sends the process a signal that does not end it.
+func (s *Server) Signal(sig os.Signal) {
+	s.T.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.T.Fatal(err)
+	}
+}
+
 // Kill ends the server as a power cut would.
 func (s *Server) Kill() {
 	if s.cmd == nil {

@@ -2,8 +2,9 @@
 # Installs what is called and missing: curl and ip as clients in the demo and the
 # tests, kcat, which reads what was sent to Kafka, gcc for the race detector, node and npm for the published Node packages,
 # and for root, who alone can run them, what the tests of Kubernetes run pods with
-# (test/kubenode), and what those of virtual machines run and
-# make their guest of (test/guest). Usage: deps.sh [demo|test]
+# (test/kubenode), the syslog daemon that events are sent to, and what those of
+# virtual machines run and make their guest of (test/guest).
+# Usage: deps.sh [demo|test]
 set -eu
 missing=""
 command -v curl >/dev/null || missing="$missing curl ca-certificates"
@@ -14,6 +15,7 @@ if [ "${1:-test}" = test ]; then
     command -v npm >/dev/null || missing="$missing npm"
     command -v kcat >/dev/null || missing="$missing kcat"
     if [ "$(id -u)" = 0 ]; then
+        [ -x /usr/sbin/rsyslogd ] || missing="$missing rsyslog rsyslog-gnutls"
         command -v qemu-system-x86_64 >/dev/null || missing="$missing qemu-system-x86"
         command -v qemu-img >/dev/null || missing="$missing qemu-utils"
         command -v pgrep >/dev/null || missing="$missing procps"

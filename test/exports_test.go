@@ -426,7 +426,7 @@ func TestTheRoutesCanBeChangedWhileTheServerRuns(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "routes.yaml")
 	one := func(name string) string {
-		return fmt.Sprintf("  - {name: %s, match: {actions: ['iam-identity.profile.*']}, file: {path: '%s/%s.jsonl'}}\n", name, dir, name)
+		return fmt.Sprintf("  - {name: %s, match: {actions: ['iam-identity.account-profile.*']}, file: {path: '%s/%s.jsonl'}}\n", name, dir, name)
 	}
 	write(t, file, []byte("routes:\n"+one("first")))
 	s := harness.Start(t, "--driver", "none", "--activity-routes", file)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/activity"
@@ -122,7 +123,7 @@ func actions(entries []store.Entry) []string {
 
 // bench is an installation with a manager of routes.
 type bench struct {
-	t       *testing.T
+	t       testing.TB
 	file    string
 	store   *sqlite.Store
 	dir     *directory.Directory
@@ -539,4 +540,54 @@ func TestMatching(t *testing.T) {
 			t.Errorf("%+v passes", m)
 		}
 	}
+}
+
+// What following costs: CPU time for each event with some routes, beside none.
+func BenchmarkFollowing(b *testing.B) {
+	for _, routes := range []int{0, 1, 5} {
+		b.Run(fmt.Sprint(routes, " routes"), func(b *testing.B) {
+			bench := &bench{file: filepath.Join(b.TempDir(), "tabard.db"), now: noon, t: b}
+			bench.open()
+			var all []export.Route
+			var sinks []*sink
+			for n := range routes {
+				s := &sink{}
+				sinks = append(sinks, s)
+				all = append(all, route(fmt.Sprint("r", n), s, func(r *export.Route) { r.Match, r.Batch.Wait = export.Match{}, 0 }))
+			}
+			bench.run(all...)
+			before := used(b)
+			for b.Loop() {
+				var events []*activity.Event
+				for range 32 {
+					e := bench.event("a.b.c")
+					e.Trace = activity.Trace{{Name: "filler", Outcome: activity.Pass, Wanted: strings.Repeat("w", 500), Found: strings.Repeat("f", 500)}}
+					events = append(events, e)
+				}
+				if err := bench.journal.Record(context.Background(), events...); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for _, s := range sinks {
+				for got := 0; got < bench.n; {
+					<-s.took
+					s.mu.Lock()
+					got = len(s.got)
+					s.mu.Unlock()
+				}
+			}
+			b.ReportMetric(float64((used(b)-before).Microseconds())/float64(bench.n), "cpu-µs/event")
+			bench.halt()
+		})
+	}
+}
+
+// used returns the CPU time of this process.
+func used(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -149,3 +149,13 @@ func TestOthersMustNotWriteTheFile(t *testing.T) {
 		t.Error("a huge file passes")
 	}
 }
+
+func TestTheExampleOfTheDeploymentIsAFileOfRoutes(t *testing.T) {
+	text, err := os.ReadFile("../../../deploy/activity/routes.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if routes, err := Parse(text); err != nil || len(routes) < 3 {
+		t.Errorf("%d routes, %v", len(routes), err)
+	}
+}

@@ -6,6 +6,7 @@
 # make test-terraform the published Terraform provider; compiles for 10 minutes on 2 cores the first time
 # make test-kubernetes a real API server end to end; compiles Kubernetes for 9 minutes on 2 cores the first time; ARGS='-run Token' for some
 # make test-crash the server killed under load KILLS times, and power cuts; 200 kills take some 10 minutes on 2 cores
+# make collector the OpenTelemetry collector that the tests of exports send to; compiles for a minute and a half the first time
 # make test-vm  virtual servers end to end: hosts, QEMU machines, attacks (root); ARGS='-run Article' for some
 # make bench   token exchanges per second beside a bare handler
 # make bench-hosts instances on one host: tokens per second beside the bare signing rate, start-up, memory; ARGS=-netns
@@ -19,9 +20,10 @@ LDFLAGS  := -s -w -X tabard.dev/tabard/internal/cli.Version=$(VERSION)
 LINT     := $(CURDIR)/.cache/golangci-lint
 TF       := $(CURDIR)/.cache/terraform
 KUBE     := $(CURDIR)/.cache/kube
+COLLECTOR := $(CURDIR)/.cache/collector
 
 .PHONY: build test demo bench bench-hosts bench-search fuzz lint unit e2e conformance compatibility terraform-binaries test-terraform \
-	kube-binaries test-kubernetes test-vm test-crash samples examples clean
+	kube-binaries test-kubernetes test-vm test-crash collector samples examples clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tabard ./cmd/tabard
@@ -55,8 +57,13 @@ samples:
 	mkdir -p bin && cd examples/resource-lister && CGO_ENABLED=0 $(GO) build -o $(CURDIR)/bin/resource-lister .
 	CGO_ENABLED=0 $(GO) build -o bin/documents ./examples/documents
 
-e2e: build samples
-	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister DOCUMENTS_BIN=$(CURDIR)/bin/documents $(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v -e /conformance -e /vm -e /kube)
+collector: $(COLLECTOR)
+
+$(COLLECTOR): test/collector/go.mod test/collector/go.sum test/collector/main.go
+	cd test/collector && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ .
+
+e2e: build samples collector
+	cd test && TABARD_BIN=$(CURDIR)/bin/tabard LISTER_BIN=$(CURDIR)/bin/resource-lister DOCUMENTS_BIN=$(CURDIR)/bin/documents COLLECTOR_BIN=$(COLLECTOR) $(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v -e /conformance -e /vm -e /kube)
 
 # Software emulation keeps a core busy for each virtual machine, so one test runs at a time.
 test-vm: build

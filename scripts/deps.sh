@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is called and missing: curl and ip as clients in the demo and the
-# tests, gcc for the race detector, node and npm for the published Node packages,
-# strace to see what the server syncs,
+# tests, kcat, which reads what was sent to Kafka, strace to see what the server syncs,
+# gcc for the race detector, node and npm for the published Node packages,
 # and for root, who alone can run them, what the tests of Kubernetes run pods with
 # (test/kubenode), the syslog daemon that events are sent to, and what those of
 # virtual machines run and make their guest of (test/guest).
@@ -15,6 +15,7 @@ if [ "${1:-test}" = test ]; then
     command -v node >/dev/null || missing="$missing nodejs"
     command -v npm >/dev/null || missing="$missing npm"
     command -v strace >/dev/null || missing="$missing strace"
+    command -v kcat >/dev/null || missing="$missing kcat"
     if [ "$(id -u)" = 0 ]; then
         [ -x /usr/sbin/rsyslogd ] || missing="$missing rsyslog rsyslog-gnutls"
         command -v qemu-system-x86_64 >/dev/null || missing="$missing qemu-system-x86"

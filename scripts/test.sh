@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs all suites. What takes longest to compile and needs nothing of ours, the
-# linter, Kubernetes, and Terraform with its provider, is built beside the tests,
+# linter, Kubernetes, Terraform with its provider, and a collector, is built beside the tests,
 # because each leaves a core idle while the other compiles. The first time that is
 # twenty minutes of both cores; the results stay in .cache.
 set -eu
@@ -8,6 +8,8 @@ cd "$(dirname "$0")/.."
 mkdir -p .cache
 make -s lint >.cache/lint.log 2>&1 &
 lint=$!
+nice make -s collector >.cache/collector.log 2>&1 &
+collector=$!
 nice make -s kube-binaries >.cache/kube.log 2>&1 &
 kube=$!
 nice make -s terraform-binaries >.cache/terraform.log 2>&1 &
@@ -19,6 +21,7 @@ say "unit, race, property and fuzz-corpus tests"
 make -s unit || status=1
 say "examples"
 make -s examples || status=1
+wait "$collector" || { status=1; cat .cache/collector.log; }
 say "end to end: the built binary with curl and the published SDKs"
 make -s e2e || status=1
 say "virtual servers: hosts, QEMU machines under software emulation, attacks"

@@ -51,7 +51,7 @@ refused.`,
 			if err := os.Unsetenv("TABARD_MASTER_KEY"); err != nil {
 				return err
 			}
-			cfg.Log = log
+			cfg.Log, cfg.Version = log, cli.Version
 			s, err := server.Open(cmd.Context(), cfg)
 			if err != nil {
 				return err

@@ -55,6 +55,8 @@ type Config struct {
 	DiskStop        string
 	DiskReserve     string
 
+	Version string // of the program, for those who are sent events
+
 	// Treeless leaves out the Merkle tree of the activity log and its
 	// checkpoints, for a benchmark of what they cost. No setting reaches it.
 	Treeless bool

@@ -155,7 +155,9 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.exports = export.New(export.Config{
 		Store: s.store, Directory: s.directory, Journal: s.journal, Names: names, Now: cfg.Now, Log: cfg.Log, OperatorAccount: operator,
 	})
-	s.exported = &routes.Keeper{File: cfg.ActivityRoutes, Manager: s.exports}
+	s.exported = &routes.Keeper{
+		File: cfg.ActivityRoutes, Manager: s.exports, Sender: routes.Sender{Issuer: s.cfg.Issuer, Version: cfg.Version},
+	}
 	if err := s.exported.Read(); err != nil {
 		return nil, err
 	}

@@ -92,7 +92,11 @@ func newLines(_ context.Context, _ exporter.Settings, c component.Config) (expor
 func (*lines) Capabilities() consumer.Capabilities { return consumer.Capabilities{} }
 
 func (l *lines) Start(context.Context, component.Host) (err error) {
-	l.f, err = os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if l.f, err = os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+		return err
+	}
+	// What was written when an earlier process was killed may have no end.
+	_, err = l.f.WriteString("\n")
 	return err
 }
 

@@ -6,7 +6,6 @@ import (
 
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/export"
-	"tabard.dev/tabard/internal/fault"
 )
 
 // Exports are the routes on which events leave for other systems.

@@ -17,6 +17,8 @@ import (
 
 	"tabard.dev/tabard/internal/export"
 	"tabard.dev/tabard/internal/export/file"
+	"tabard.dev/tabard/internal/export/kafka"
+	"tabard.dev/tabard/internal/export/otlp"
 	"tabard.dev/tabard/internal/export/syslog"
 	"tabard.dev/tabard/internal/export/webhook"
 )
@@ -43,6 +45,24 @@ type Target struct {
 	File    *file.Config    `yaml:"file"`
 	Webhook *webhook.Config `yaml:"webhook"`
 	Syslog  *syslog.Config  `yaml:"syslog"`
+	OTLP    *otlp.Config    `yaml:"otlp"`
+	Kafka   *kafka.Config   `yaml:"kafka"`
+}
+
+// Sender is who sends, for targets whose protocol tells it.
+type Sender struct {
+	Issuer  string // URL
+	Version string // of Tabard
+}
+
+// tell gives the sender to the targets.
+func (t *Target) tell(from Sender) {
+	if t.OTLP != nil {
+		t.OTLP.Instance, t.OTLP.Version = from.Issuer, from.Version
+	}
+	if t.Kafka != nil {
+		t.Kafka.Version = from.Version
+	}
 }
 
 // target is a target of any kind.
@@ -59,6 +79,8 @@ func (t *Target) all() []target {
 	out = add(out, "file", t.File, file.New)
 	out = add(out, "webhook", t.Webhook, webhook.New)
 	out = add(out, "syslog", t.Syslog, syslog.New)
+	out = add(out, "otlp", t.OTLP, otlp.New)
+	out = add(out, "kafka", t.Kafka, kafka.New)
 	return out
 }
 
@@ -94,7 +116,9 @@ const (
 
 // Load reads a file. It may be written by nobody but its owner: whoever writes
 // it has the events of all accounts sent to where he wants.
-func Load(name string) (_ []export.Route, err error) {
+func Load(name string) ([]export.Route, error) { return load(name, Sender{}) }
+
+func load(name string, from Sender) (_ []export.Route, err error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("read the routes: %w", err)
@@ -114,7 +138,7 @@ func Load(name string) (_ []export.Route, err error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("the file of routes %s has more than %d bytes", name, maxFile)
 	}
-	routes, err := Parse(text)
+	routes, err := parse(text, from)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -122,7 +146,9 @@ func Load(name string) (_ []export.Route, err error) {
 }
 
 // Parse reads the text of a file.
-func Parse(text []byte) ([]export.Route, error) {
+func Parse(text []byte) ([]export.Route, error) { return parse(text, Sender{}) }
+
+func parse(text []byte, from Sender) ([]export.Route, error) {
 	var doc struct {
 		Routes []*Route `yaml:"routes"`
 	}
@@ -148,6 +174,7 @@ func Parse(text []byte) ([]export.Route, error) {
 		if r.Name == "" {
 			called = fmt.Sprintf("route %d", i+1)
 		}
+		r.tell(from)
 		route, err := r.make()
 		if err != nil {
 			errs = append(errs, indent(called, err))
@@ -241,6 +268,7 @@ func named(s string) bool {
 type Keeper struct {
 	File    string // "" means that there are no routes
 	Manager *export.Manager
+	Sender  Sender
 }
 
 // Read reads the file and sets the routes. A file that cannot be used changes
@@ -249,7 +277,7 @@ func (k *Keeper) Read() error {
 	if k.File == "" {
 		return nil
 	}
-	routes, err := Load(k.File)
+	routes, err := load(k.File, k.Sender)
 	if err != nil {
 		return err
 	}

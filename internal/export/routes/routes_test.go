@@ -24,11 +24,21 @@ routes:
       outcomes: [failure]
       accounts: [abc]
     syslog: {address: "syslog.example.com:6514", facility: 10, tls: {ca_file: /etc/tabard/ca.pem}}
+  - name: collector
+    otlp: {endpoint: "https://collector.example.com:4318", bearer_token_file: /etc/tabard/collector.token, headers_file: /etc/tabard/headers, compression: none}
+  - name: bus
+    kafka:
+      brokers: [kafka-1.example.com:9093, kafka-2.example.com:9093]
+      topic: audit
+      compression: lz4
+      max_message_bytes: 500000
+      tls: {}
+      sasl: {mechanism: scram-sha-512, user: tabard, password_file: /etc/tabard/kafka.password}
 `
 
 func TestAFileOfRoutesIsRead(t *testing.T) {
 	routes, err := Parse([]byte(all))
-	if err != nil || len(routes) != 3 {
+	if err != nil || len(routes) != 5 {
 		t.Fatalf("%d routes, %v", len(routes), err)
 	}
 	siem, archive, syslog := routes[0], routes[1], routes[2]
@@ -42,6 +52,13 @@ func TestAFileOfRoutesIsRead(t *testing.T) {
 	if syslog.Kind != "syslog" || syslog.Target != "tls://syslog.example.com:6514" || len(syslog.Match.Actions) != 2 {
 		t.Errorf("syslog is %+v", syslog)
 	}
+	collector, bus := routes[3], routes[4]
+	if collector.Kind != "otlp" || collector.Target != "https://collector.example.com:4318/v1/logs" {
+		t.Errorf("collector is %+v", collector)
+	}
+	if bus.Kind != "kafka" || bus.Target != "kafka-1.example.com:9093,kafka-2.example.com:9093/audit" {
+		t.Errorf("bus is %+v", bus)
+	}
 	for _, text := range []string{"", "routes:", "routes: []", "# nothing"} {
 		if routes, err := Parse([]byte(text)); err != nil || len(routes) != 0 {
 			t.Errorf("%q has %d routes, %v", text, len(routes), err)
@@ -54,7 +71,7 @@ func TestAFileThatCannotBeMeantIsRefused(t *testing.T) {
 		"routes:\n  - name: a\n    fiel: {path: /x}":            "fiel",
 		"routes:\n  - name: a\n    file: {path: /x, rotate: 1}": "[3:",
 		"route: []":                       "route",
-		"routes:\n  - name: a":            "0 targets; give it one of file, webhook, syslog",
+		"routes:\n  - name: a":            "0 targets; give it one of file, webhook, syslog, otlp, kafka",
 		"routes:\n  - name: a\n    file:": "0 targets",
 		"routes:\n  - name: a\n    file: {path: /x}\n    syslog: {address: 'h:1'}":           "2 targets",
 		"routes:\n  - name: A\n    file: {path: /x}":                                         `"A" is not one`,

@@ -378,6 +378,12 @@ var walk = map[string][]call{
 	}},
 	"DELETE /v1/workload_issuers/{id}": {{target: "/v1/workload_issuers/$workload_issuer"}},
 
+	"POST /v1/simulate/token": {{
+		target: "/v1/simulate/token",
+		body:   `{"profile_id":"$profile","evidence":{"type":"kubernetes","cluster":"$cluster","namespace":"default","service_account":"app"}}`,
+	}},
+	"POST /v1/simulate/access": {{target: "/v1/simulate/access", body: `{"iam_id":"$user","action":"kms.secrets.read","resource":{"attributes":{"serviceName":"kms"}}}`}},
+
 	"GET /v1/events": {{target: "/v1/events"}},
 	"GET /v1/events/{correlation_id}/explanation": {{target: "/v1/events/$transaction/explanation"}},
 	"GET /v1/events/checkpoint":                   {{target: "/v1/events/checkpoint"}},

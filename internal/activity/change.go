@@ -8,11 +8,11 @@ import (
 
 // Kinds of object that an explanation names.
 const (
-	KindLink    = "link"
-	KindRule    = "rule"
-	KindPolicy  = "policy"
-	KindProfile = "profile"
-	KindSetting = "setting"
+	KindLink     = "link"
+	KindRule     = "rule"
+	KindPolicy   = "policy"
+	KindIdentity = "identity" // entry of a profile
+	KindSetting  = "setting"
 )
 
 // What is to be done with an object so that a check passes.

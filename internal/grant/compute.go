@@ -142,6 +142,9 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 	a.trace = proof.Trace
 	a.event.AccountID, a.assigned = proof.Evidence.AccountID, true
 	a.initiateEvidence(proof.Evidence)
+	if a.only != "" {
+		a.evidence = &proofs[0].Evidence
+	}
 	if want.empty() {
 		a.trace.Fail(CheckSelector, "profile_id, profile_name or profile_crn", "(none)", "name the trusted profile to put on")
 		a.skip(CheckProfile, CheckLink, CheckRule)
@@ -177,6 +180,9 @@ func (a *attempt) putOn(ctx context.Context, proofs []attest.Proof, refusals []a
 	a.trace = append(a.trace, chosen.verdict.Explain()...)
 	ev := chosen.proof.Evidence
 	a.initiateEvidence(ev)
+	if a.only != "" {
+		a.profile, a.evidence = profile, &found[0].proof.Evidence
+	}
 
 	a.event.AccountID = profile.AccountID
 	a.event.Target.ID = a.svc.cfg.Names.Of("iam-identity", "", profile.AccountID, "", "profile", profile.ID).String()

@@ -115,9 +115,11 @@ type attempt struct {
 	request   map[string]string
 	given     map[string]string // request without what was found out; nil where nothing was
 
-	// only, when not empty, is the one account whose profiles are looked at, and
-	// nobody's address is: the attempt is simulated.
-	only string
+	// only, when not empty, says that the attempt is simulated: it is the one
+	// account whose profiles are looked at. What was found is kept then.
+	only     string
+	profile  *identity.Profile
+	evidence *trust.Evidence
 }
 
 // finding is what the checks of an attempt have come to. Up to here nothing has

@@ -198,7 +198,7 @@ func (s *Service) Assume(ctx context.Context, o Origin, r AssumeRequest) (Answer
 	a.event.Target.ID = s.cfg.Names.Of("iam-identity", "", p.AccountID, "", "profile", p.ID).String()
 	a.event.Target.Name = p.Name
 	if !trusted {
-		a.trace.Fail(CheckTrust, "an identity entry for "+c.IAMID, describeIdentities(p), "add the identity to the profile")
+		a.trace.FailNear(CheckTrust, "an identity entry for "+c.IAMID, describeIdentities(p), "add the identity to the profile", nil, addIdentity(p, c.IAMID))
 		return Answer{}, a.refuse(ctx, fault.New(fault.Invalid, CodeNotEligible, "Selected trusted profile not eligible.").
 			WithDetail("The identity '%s' is not permitted to assume the indicated trusted profile; profile ID '%s'", c.IAMID, crn.IAMID(p.ID)))
 	}
@@ -266,6 +266,26 @@ func trusts(p *identity.Profile, c *token.Claims) bool {
 	return slices.ContainsFunc(p.Identities, func(i identity.ProfileIdentity) bool {
 		return i.IAMID == c.IAMID && (len(i.Accounts) == 0 || slices.Contains(i.Accounts, c.Account.BSS))
 	})
+}
+
+// addIdentity is the entry of a profile that would let an identity assume it, or
+// nil where none can, or one is there that is about other accounts.
+func addIdentity(p *identity.Profile, iamID string) *activity.Change {
+	kind, id := "", iamID
+	switch crn.KindOf(iamID) {
+	case crn.KindUser:
+		kind = "user"
+	case crn.KindServiceID:
+		kind, id = "serviceid", crn.Identifier(iamID)
+	}
+	if kind == "" || slices.ContainsFunc(p.Identities, func(i identity.ProfileIdentity) bool { return i.IAMID == iamID }) {
+		return nil
+	}
+	return &activity.Change{
+		Do: activity.Add, Kind: activity.KindIdentity,
+		Edits:   []activity.Edit{{Attribute: "type", To: kind}, {Attribute: "identifier", To: id}},
+		Command: activity.Command("tabard", "iam", "trusted-profile-identity-create", p.ID, "--id", id, "--id-type", strings.ToUpper(kind)),
+	}
 }
 
 func describeIdentities(p *identity.Profile) string {

@@ -380,6 +380,11 @@ var walk = map[string][]call{
 
 	"GET /v1/access_use":            {{target: "/v1/access_use"}},
 	"GET /v1/access_recommendation": {{target: "/v1/access_recommendation?iam_id=iam-$profile"}},
+	"POST /v1/simulate/token": {{
+		target: "/v1/simulate/token",
+		body:   `{"profile_id":"$profile","evidence":{"type":"kubernetes","cluster":"$cluster","namespace":"default","service_account":"app"}}`,
+	}},
+	"POST /v1/simulate/access": {{target: "/v1/simulate/access", body: `{"iam_id":"$user","action":"kms.secrets.read","resource":{"attributes":{"serviceName":"kms"}}}`}},
 
 	"GET /v1/events": {{target: "/v1/events"}},
 	"GET /v1/events/{correlation_id}/explanation": {{target: "/v1/events/$transaction/explanation"}},

@@ -48,7 +48,16 @@ var variants = map[string][]call{
 	},
 	"POST /access/v1/evaluations":    {{target: "/access/v1/evaluations", body: "{" + userKMS + "," + readSecret + `,"evaluations":[{` + someKMS + `}]}`}},
 	"POST /access/v1/search/subject": {{target: "/access/v1/search/subject", body: `{"subject":{"type":"user"},` + readSecret + `,"resource":{"type":"kms","id":"x","properties":{"accountId":"$account"}}}`}},
-	"GET /v2/resource_groups":        {{target: "/v2/resource_groups?account_id=$account&name=empty"}},
+	"POST /v1/simulate/token": {
+		{target: "/v1/simulate/token", body: `{"profile_id":"$profile","evidence":{"type":"instance","instance":"$server"}}`},
+		{target: "/v1/simulate/token", body: `{"profile_id":"$profile","evidence":{"type":"oidc","issuer":"$workload_issuer","claims":{"sub":"x"}}}`},
+	},
+	"POST /v1/simulate/access": {
+		{target: "/v1/simulate/access", body: `{"profile_id":"$profile","action":"kms.secrets.read","resource":{"attributes":{"serviceName":"kms"}}}`},
+		{target: "/v1/simulate/access", body: `{"iam_id":"$user","action":"kms.secrets.read","resource":{"crn":"$instance_crn"}}`},
+		{target: "/v1/simulate/access", body: `{"iam_id":"$user","action":"kms.secrets.read","groups":["$group"],"resource":{"attributes":{"serviceName":"kms"}}}`},
+	},
+	"GET /v2/resource_groups": {{target: "/v2/resource_groups?account_id=$account&name=empty"}},
 	"GET /v2/resource_instances": {
 		{target: "/v2/resource_instances?guid=$instance"}, {target: "/v2/resource_instances?resource_group_id=$group_default"},
 		{target: "/v2/resource_instances?state=removed&guid=$instance_gone"},

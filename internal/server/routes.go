@@ -63,6 +63,7 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	accounts.Register(mux, c.api, c.sealer, c.clusterKeys)
 	catalogapi.Register(mux, c.api)
 	activityapi.Register(mux, c.api, s.store, s.signer)
+	activityapi.RegisterSettings(mux, c.api)
 	vpcapi.Register(mux, c.api, vpcapi.Options{Place: s.scheduler.Choose, Images: s.images, Fits: s.scheduler.Fits, LocalAccess: s.localAccess})
 	hosts.Register(mux, c.api, hosts.Options{
 		Scheduler: s.scheduler, Proofs: c.proofs, Grants: c.grants, Sealer: c.sealer, Images: s.disks,

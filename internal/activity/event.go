@@ -8,6 +8,7 @@ package activity
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -89,6 +90,14 @@ type Reason struct {
 	ForFailure string `json:"reasonForFailure,omitempty"`
 }
 
+// AddressType returns the kind of a network address, as events name it.
+func AddressType(address string) string {
+	if strings.Contains(address, ":") {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
 // TypeURIs of initiators.
 const (
 	UserType      = "service/security/account/user"
@@ -126,11 +135,18 @@ func (t *Time) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// SetReason fills reason, outcome and, for failures, severity from an HTTP
-// status and the text that the caller was given.
+// SetReason fills reason and outcome from an HTTP status and the text that the
+// caller was given, and the severity: of a failure that of the status, of a
+// success that of the action, unless the event has one already.
 func (e *Event) SetReason(status int, failure string) {
 	e.Reason = Reason{Code: status, Type: http.StatusText(status)}
 	e.Outcome = Success
+	if e.Severity == "" {
+		e.Severity = severityOf(e.Action)
+	}
+	if entry, ok := EntryOf(e.Action); ok {
+		e.DataEvent = entry.Data
+	}
 	if status >= 400 {
 		e.Outcome = Failure
 		e.Reason.ForFailure = failure

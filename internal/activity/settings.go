@@ -6,12 +6,13 @@ import (
 	"tabard.dev/tabard/internal/object"
 )
 
-// Which access decisions stand in an account's log beside the refusals of
-// requests, which always do.
+// Which access decisions have events of their own in an account's log. The
+// refusals of requests have theirs in any case, with the trace of the decision,
+// and so have decisions against a subject that a service asked about.
 const (
-	DecisionsOff    = ""       // none that was allowed
-	DecisionsDenied = "denied" // those that a service asked about and that were denied, as events of their own
-	DecisionsAll    = "all"    // every one
+	DecisionsOff    = ""       // no others
+	DecisionsDenied = "denied" // every denial, also of single objects in a list
+	DecisionsAll    = "all"    // every decision
 )
 
 // Settings are what an account asks of its log.

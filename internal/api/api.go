@@ -54,6 +54,13 @@ type Events interface {
 	Events(ctx context.Context, q store.Query) ([]store.StoredEvent, error)
 }
 
+// Attempts makes failed requests visible to the account that they aimed at.
+// Note must not wait: what is written for an id that exists and not for one that
+// does not would tell the caller which of them it was.
+type Attempts interface {
+	Note(account string, e *activity.Event)
+}
+
 // Kinds of route.
 const (
 	KindRead   = "read"
@@ -87,8 +94,13 @@ type Config struct {
 	Now       func() time.Time
 	Log       *slog.Logger
 
-	Events Events         // the activity log, for the history of objects
-	Usage  *usage.Tracker // nil counts nothing
+	Events Events // the activity log, for the history of objects
+
+	// Attempts are told of failed requests that aimed at another account than
+	// the caller's; nil tells nobody.
+	Attempts Attempts
+
+	Usage *usage.Tracker // nil counts nothing
 
 	// Routes, when not nil, is told of every route with the action it needs.
 	Routes *Routes
@@ -121,7 +133,10 @@ type Call struct {
 	w       http.ResponseWriter
 	trace   activity.Trace
 	permits permits
-	about   Target // see About
+	about   Target        // see About
+	decided decided       // see decisions.go
+	refused *token.Claims // of a token that does not count any more
+	body    []byte        // as it was sent, for whom a failed request aimed at
 }
 
 // About says what the request is about as far as that is known before its
@@ -155,9 +170,13 @@ type Reply struct {
 	// or goes on. The bounds on reading and writing are then its own to set.
 	Stream func(w http.ResponseWriter, r *http.Request)
 
-	// ResponseData goes into the activity event: the values that changed,
-	// never a secret.
+	// ResponseData goes into the activity event: ids and counts that the answer
+	// has, never a secret. What changed, the event has from the transaction.
 	ResponseData map[string]any
+
+	// RequestBody goes into the event's request data, for events whose format
+	// demands one.
+	RequestBody map[string]any
 }
 
 // OptionalBody marks body types that a request may leave out.
@@ -222,7 +241,7 @@ func saneTransaction(id string) bool {
 // the action on it, show encodes it.
 func Read[T any](f *Family, pattern, action string, load func(*Call) (T, Target, error), show func(*Call, T) (Reply, error)) {
 	f.handle(Route{Pattern: pattern, Kind: KindRead, Action: action}, func(c *Call) (Reply, error) {
-		if err := c.authenticate(action); err != nil {
+		if err := c.authenticate(activity.ReadEvent(action)); err != nil {
 			return Reply{}, err
 		}
 		obj, target, err := load(c)
@@ -242,9 +261,10 @@ func Read[T any](f *Family, pattern, action string, load func(*Call) (T, Target,
 // who may see none gets an empty list.
 func List(f *Family, pattern, action string, list func(c *Call, may func(resource map[string]string) bool) (Reply, error)) {
 	f.handle(Route{Pattern: pattern, Kind: KindList, Action: action}, func(c *Call) (Reply, error) {
-		if err := c.authenticate(action); err != nil {
+		if err := c.authenticate(activity.ReadEvent(action)); err != nil {
 			return Reply{}, err
 		}
+		c.decided.together = true
 		reply, err := list(c, func(resource map[string]string) bool { return c.May(action, resource) })
 		return reply, c.recordDenial(action, Target{}, err)
 	})
@@ -318,6 +338,7 @@ func ChangeAfter[B, T any](f *Family, pattern, action, event string, prepare fun
 		if err != nil {
 			return Reply{}, c.recordFailure(event, target, err)
 		}
+		c.decided.written()
 		return reply, nil
 	})
 }
@@ -367,25 +388,6 @@ func Ask[B any](f *Family, pattern, action string, answer func(*Call, *B) (Reply
 	})
 }
 
-// RecordDenial writes the event of a decision against a subject that a service
-// asked about, with its trace, so that it can be explained later. The request
-// itself succeeds.
-func (c *Call) RecordDenial(q access.Request, trace activity.Trace) error {
-	e := c.event(actionEvaluated, Target{TypeURI: "iam-access-management/authorization", Name: q.Action})
-	e.Trace = trace
-	e.SetReason(http.StatusForbidden, "No policy allows "+q.Subject+" to "+q.Action+".")
-	e.Severity = activity.Warning // it is the asking service's everyday business
-	request, err := json.Marshal(map[string]any{
-		"action": q.Action, "subject.attributes": map[string]string{"id": q.Subject, "accountId": q.AccountID}, "resource.attributes": q.Resource,
-	})
-	if err != nil {
-		return fault.Of(fmt.Errorf("encode the decision's event: %w", err))
-	}
-	e.RequestData = request
-	e.ResponseData = json.RawMessage(`{"decision":"Deny","isEnforced":true}`)
-	return c.Journal.Record(c.R.Context(), e)
-}
-
 // RecordDisclosure writes the events of an answer that gives out the secrets of
 // some objects. They must be durable before the answer leaves.
 func (c *Call) RecordDisclosure(action string, of ...Target) error {
@@ -395,21 +397,22 @@ func (c *Call) RecordDisclosure(action string, of ...Target) error {
 	events := make([]*activity.Event, len(of))
 	for i, t := range of {
 		events[i] = c.event(action, t)
-		events[i].Severity = activity.Critical
+		events[i].Severity = activity.Critical // whatever shows a secret
 		events[i].SetReason(http.StatusOK, "")
 	}
 	return c.Journal.Record(c.R.Context(), events...)
 }
 
-// actionEvaluated is the event of a decision
-// (reference/access-and-audit.md section 6.6 shows its like).
-const actionEvaluated = "iam-access-management.authorization.eval"
-
-// recordChange adds the event of a change to its transaction.
+// recordChange adds the event of a change to its transaction, and those of the
+// decisions that it took.
 func (c *Call) recordChange(tx *directory.Tx, event string, reply Reply, target Target) error {
 	e := c.event(event, target)
 	e.SetReason(replyStatus(reply), "")
-	e.Severity = changeSeverity(e.Action)
+	own, foreign := c.partition(tx.Changes(), e)
+	var err error
+	if e.RequestData, err = activity.ChangeData(c.R.Method, c.R.URL.Path, reply.RequestBody, own); err != nil {
+		return err
+	}
 	if len(reply.ResponseData) > 0 {
 		data, err := json.Marshal(reply.ResponseData)
 		if err != nil {
@@ -418,6 +421,12 @@ func (c *Call) recordChange(tx *directory.Tx, event string, reply Reply, target 
 		e.ResponseData = data
 	}
 	tx.Record(e)
+	if err := c.recordUnlinked(tx, foreign); err != nil {
+		return err
+	}
+	for _, d := range c.decided.pending() {
+		tx.Record(d)
+	}
 	return nil
 }
 
@@ -426,15 +435,6 @@ func replyStatus(r Reply) int {
 		return http.StatusOK
 	}
 	return r.Status
-}
-
-// changeSeverity follows the reference: deletions and credentials are
-// critical, other changes a warning.
-func changeSeverity(event string) string {
-	if strings.HasSuffix(event, ".delete") || strings.Contains(event, "apikey") {
-		return activity.Critical
-	}
-	return activity.Warning
 }
 
 // handle is the outermost layer of every route with an ordinary body.
@@ -461,6 +461,11 @@ func (f *Family) serve(route Route, limit int64, h func(*Call) (Reply, error)) {
 			}
 		}()
 		reply, err := h(c)
+		if unwritten := c.decided.close(); len(unwritten) > 0 {
+			if failed := c.Journal.Record(r.Context(), unwritten...); failed != nil {
+				reply, err = Reply{}, failed
+			}
+		}
 		if err != nil {
 			c.writeFault(w, fault.Of(err))
 			return
@@ -542,6 +547,9 @@ func (c *Call) authenticate(action string) error {
 	claims, err := c.Auth.Caller(raw)
 	if err != nil {
 		c.trace.Fail("access-token", "a valid access token", err.Error(), "get a new access token")
+		if rejected := (*grant.RejectedError)(nil); errors.As(err, &rejected) {
+			c.refused = rejected.Claims
+		}
 		f := fault.New(fault.Unauthenticated, "token_invalid", "The access token is expired or not valid; get a new one.").Because(err)
 		return c.recordFailure(action, Target{}, f)
 	}
@@ -580,6 +588,7 @@ func (c *Call) decide(action string, resource map[string]string) access.Decision
 func (c *Call) decideThrough(v access.View, action string, resource map[string]string) access.Decision {
 	q := access.Request{Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: resource, Time: c.Now()}
 	d := access.Decide(v, q)
+	c.noteOwn(q, d)
 	if d.Allowed {
 		c.permits.count(c.Usage, q, d.Policy)
 	}
@@ -642,7 +651,12 @@ func With(resource map[string]string, pairs ...string) map[string]string {
 // recordDenial records a read that was refused for lack of access; a read that
 // found nothing or was asked for badly leaves no event.
 func (c *Call) recordDenial(action string, target Target, err error) error {
-	if err == nil || !fault.Is(err, fault.Denied) {
+	action = activity.ReadEvent(action)
+	if err == nil {
+		return nil
+	}
+	if !fault.Is(err, fault.Denied) {
+		c.noteAttempt(action, target, fault.Of(err))
 		return err
 	}
 	return c.recordFailure(action, target, err)
@@ -658,9 +672,11 @@ func (c *Call) recordFailure(action string, target Target, err error) error {
 	e := c.event(action, target)
 	e.SetReason(grant.StatusOf(f.Kind), f.Message)
 	e.Message += " -failure"
-	if err := c.Journal.Record(c.R.Context(), e); err != nil {
+	if err := c.Journal.Record(c.R.Context(), append(c.decided.pending(), e)...); err != nil {
 		return err
 	}
+	c.decided.written()
+	c.noteAttempt(action, target, f)
 	return f
 }
 
@@ -678,12 +694,14 @@ func (c *Call) event(action string, t Target) *activity.Event {
 	verb := action[strings.LastIndexByte(action, '.')+1:]
 	noun := t.TypeURI[strings.LastIndexByte(t.TypeURI, '/')+1:]
 	e.Message = strings.TrimSpace(fmt.Sprintf("%s: %s %s %s", c.Service, verb, noun, t.Name))
-	e.Severity = activity.Normal
-	if c.Caller != nil {
-		e.AccountID = c.Account()
-		e.Initiator = initiator(c.Caller)
+	if who := cmp.Or(c.Caller, c.refused); who != nil {
+		e.AccountID = who.Account.BSS
+		e.Initiator = initiator(who)
 	}
 	e.Initiator.Host = PeerHost(c.R)
+	if group := t.Resource[access.ResourceGroupID]; group != "" {
+		e.Target.ResourceGroupID = c.Names.Of("resource-controller", "", e.AccountID, "", "resource-group", group).String()
+	}
 	e.LogSourceCRN = c.Names.Of(strings.SplitN(action, ".", 2)[0], c.Region, e.AccountID, "", "", "").String()
 	if data, err := json.Marshal(map[string]string{"method": c.R.Method, "path": activity.Clip(c.R.URL.Path)}); err == nil {
 		e.RequestData = data
@@ -713,13 +731,11 @@ func initiator(c *token.Claims) activity.Initiator {
 // PeerHost describes the network peer of a request. Headers that name another
 // one are not believed.
 func PeerHost(r *http.Request) activity.Host {
-	h := activity.Host{Address: r.RemoteAddr, AddressType: "IPv4", Agent: r.UserAgent()}
+	h := activity.Host{Address: r.RemoteAddr, Agent: r.UserAgent()}
 	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		h.Address = host
 	}
-	if strings.Contains(h.Address, ":") {
-		h.AddressType = "IPv6"
-	}
+	h.AddressType = activity.AddressType(h.Address)
 	if len(h.Agent) > 256 {
 		h.Agent = h.Agent[:256]
 	}
@@ -733,6 +749,7 @@ func (c *Call) decode(into any) error {
 	if err != nil {
 		return bodyFault(err)
 	}
+	c.body = body
 	dec := json.NewDecoder(bytes.NewReader(body))
 	if err := dec.Decode(into); err != nil {
 		return bodyFault(err)

@@ -61,6 +61,7 @@ func Upload[T any, F io.Closer](f *Family, pattern, action, event string,
 		if err != nil {
 			return Reply{}, c.recordFailure(event, target, err)
 		}
+		c.decided.written()
 		return reply, nil
 	})
 }

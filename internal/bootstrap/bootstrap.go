@@ -98,7 +98,7 @@ func NewAccount(tx *directory.Tx, d *directory.Directory, names crn.Names, o Own
 	}
 	tx.Record(&activity.Event{
 		ID: uuid.NewString(), Time: activity.Time{Time: tx.Now}, Action: "iam-identity.account.create",
-		Outcome: activity.Success, Severity: activity.Warning, AccountID: o.AccountID,
+		Outcome: activity.Success, Severity: activity.Critical, AccountID: o.AccountID,
 		Message:       fmt.Sprintf("IAM Identity Service: create account %s", o.Name),
 		CorrelationID: from.Transaction,
 		LogSourceCRN:  names.Of("iam-identity", "global", o.AccountID, "", "", "").String(),

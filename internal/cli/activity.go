@@ -21,7 +21,7 @@ func activityCommands() *cobra.Command {
 	return group("activity", "See who did what, and why something was refused",
 		"Every token, every refusal and every change leaves an activity event.",
 		"tabard activity events --outcome failure",
-		eventsCommand(), explainCommand(), verifyCommand(), checkpointCommand(), exportLogCommand(),
+		eventsCommand(), explainCommand(), verifyCommand(), checkpointCommand(), exportLogCommand(), logSettingsCommand(),
 		routesCommand(), routesCheckCommand(),
 	)
 }

@@ -421,7 +421,25 @@ type Tx struct {
 	batch   store.Batch
 	apply   []func()
 	touched []string
+	changes []activity.Changed
 	err     error
+}
+
+// Changes returns the objects that the transaction changes so far, in the order
+// in which it did first, each with its state before and after it.
+func (tx *Tx) Changes() []activity.Changed {
+	out := make([]activity.Changed, 0, len(tx.changes))
+	at := map[[2]string]int{}
+	for _, c := range tx.changes {
+		key := [2]string{c.Kind, c.ID}
+		if i, again := at[key]; again {
+			out[i].Next = c.Next
+			continue
+		}
+		at[key] = len(out)
+		out = append(out, c)
+	}
+	return out
 }
 
 func (tx *Tx) fail(err error) { tx.err = errors.Join(tx.err, err) }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"tabard.dev/tabard/internal/activity"
 	"tabard.dev/tabard/internal/fault"
 	"tabard.dev/tabard/internal/object"
 	"tabard.dev/tabard/internal/store"
@@ -33,6 +34,7 @@ type Index[T any] struct {
 // table is what the directory does with a table whose type it does not know.
 type table interface {
 	load(store.Record) error
+	owner(id string) (Owned, bool)
 }
 
 func newTable[T any](d *Directory, kind, noun string, meta func(*T) *object.Meta, id func(*T) string) *Table[T] {
@@ -121,6 +123,11 @@ func (t *Table[T]) Put(tx *Tx, obj *T) {
 		}
 	}
 	tx.batch.Puts = append(tx.batch.Puts, p)
+	c := activity.Changed{Kind: t.kind, ID: p.ID, Next: obj}
+	if old, ok := t.Get(p.ID); ok {
+		c.Old = old
+	}
+	tx.changes = append(tx.changes, c)
 	tx.apply = append(tx.apply, func() { t.set(p.ID, obj) })
 	tx.touched = append(tx.touched, t.kind)
 }
@@ -129,6 +136,7 @@ func (t *Table[T]) Put(tx *Tx, obj *T) {
 func (t *Table[T]) Delete(tx *Tx, obj *T) {
 	id := t.id(obj)
 	tx.batch.Deletes = append(tx.batch.Deletes, store.Delete{Kind: t.kind, ID: id, Expect: t.meta(obj).Revision})
+	tx.changes = append(tx.changes, activity.Changed{Kind: t.kind, ID: id, Old: obj})
 	tx.apply = append(tx.apply, func() { t.unset(id) })
 	tx.touched = append(tx.touched, t.kind)
 }

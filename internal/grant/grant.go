@@ -49,6 +49,10 @@ type Config struct {
 	// its log.
 	OperatorAccount string
 
+	// Attempts, when not nil, is told of refusals that another account than the
+	// one whose log has them is concerned by.
+	Attempts Attempts
+
 	// Usage counts logins; nil counts nothing.
 	Usage *usage.Tracker
 
@@ -153,7 +157,7 @@ func (s *Service) begin(grant, action, what string, o Origin) *attempt {
 			AccountID: s.cfg.OperatorAccount,
 			Initiator: activity.Initiator{
 				TypeURI: activity.UnknownType,
-				Host:    activity.Host{Address: o.Address, AddressType: "IPv4", Agent: o.Agent},
+				Host:    activity.Host{Address: o.Address, AddressType: activity.AddressType(o.Address), Agent: o.Agent},
 			},
 			Target:   activity.Target{TypeURI: "iam-identity/" + what},
 			Observer: activity.Observer{Name: "ActivityTracker"},
@@ -272,6 +276,7 @@ func (a *attempt) refuse(ctx context.Context, f *fault.Error) error {
 		a.observe(fault.Of(err).Code)
 		return err
 	}
+	a.noteAimed()
 	a.observe(f.Code)
 	return f
 }

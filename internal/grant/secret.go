@@ -382,40 +382,67 @@ func (s *Service) Holder(ctx context.Context, o Origin, secret string) (*token.C
 	return &c, nil
 }
 
+// RejectedError says why a token that this server has signed does not count any
+// more. Its claims were true once: they tell whose log the attempt belongs in,
+// and nothing else may be made of them.
+type RejectedError struct {
+	Claims *token.Claims
+	Cause  error
+}
+
+func (e *RejectedError) Error() string { return e.Cause.Error() }
+
+// Unwrap returns the cause.
+func (e *RejectedError) Unwrap() error { return e.Cause }
+
 // Caller checks an access token and that what it stands on still exists: the
 // subject, and the API key if there was one. Deleting either ends the tokens
-// that are out (promise 6).
+// that are out (promise 6). The error for a token that has once counted is a
+// *RejectedError.
 func (s *Service) Caller(raw string) (*token.Claims, error) {
 	c, err := s.cfg.Tokens.Verify(raw)
+	if errors.Is(err, token.ErrExpired) {
+		if c, ok := s.cfg.Tokens.Lapsed(raw); ok {
+			return nil, &RejectedError{c, err}
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
+	if err := s.stands(c); err != nil {
+		return nil, &RejectedError{c, err}
+	}
+	return c, nil
+}
+
+// stands returns an error unless what a token stands on still exists.
+func (s *Service) stands(c *token.Claims) error {
 	d := s.cfg.Directory
 	if c.SubType == token.SubHost {
 		if err := s.liveHost(c); err != nil {
-			return nil, err
+			return err
 		}
-		return c, nil
+		return nil
 	}
 	if c.KeyID != "" {
 		key, ok := d.APIKeys.Get(c.KeyID)
 		if !ok || key.Disabled || key.Expired(s.cfg.Now()) {
-			return nil, ErrSubjectGone
+			return ErrSubjectGone
 		}
 		// In a profile session the key is that of whoever put the profile on.
 		if key.IAMID != c.IAMID {
 			if err := s.Live(key.AccountID, key.IAMID); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
 	if err := s.Live(c.Account.BSS, c.IAMID); err != nil {
-		return nil, err
+		return err
 	}
 	if c.GrantType == TypeJWTBearer && !s.vouched(c) {
-		return nil, ErrProviderGone
+		return ErrProviderGone
 	}
-	return c, nil
+	return nil
 }
 
 // liveHost returns an error unless the host of a token is live and has the key

@@ -389,6 +389,8 @@ var walk = map[string][]call{
 	"GET /v1/events": {{target: "/v1/events"}},
 	"GET /v1/events/{correlation_id}/explanation": {{target: "/v1/events/$transaction/explanation"}},
 	"GET /v1/events/stream":                       {{target: "/v1/events/stream?after=0&limit=1"}},
+	"GET /v1/events/settings":                     {{target: "/v1/events/settings"}},
+	"PATCH /v1/events/settings":                   {{target: "/v1/events/settings", body: `{"decisions":"all"}`, tagged: true}},
 	"GET /v1/events/checkpoint":                   {{target: "/v1/events/checkpoint"}},
 	"GET /v1/events/checkpoint/key":               {{target: "/v1/events/checkpoint/key"}},
 	"GET /v1/events/{position}/proof":             {{target: "/v1/events/$event_position/proof"}},

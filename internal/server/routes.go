@@ -78,6 +78,7 @@ func (s *Server) routes(c routesConfig) *http.ServeMux {
 	activityapi.RegisterSpace(mux, c.api, activityapi.SpaceOptions{
 		Disk: s.watch, Log: s.store, MaxDays: s.logKeeper.MaxDays, MaxBytes: s.logKeeper.MaxBytes,
 	})
+	activityapi.RegisterSettings(mux, c.api)
 	vpcapi.Register(mux, c.api, vpcapi.Options{Place: s.scheduler.Choose, Images: s.images, Fits: s.scheduler.Fits, LocalAccess: s.localAccess})
 	hosts.Register(mux, c.api, hosts.Options{
 		Scheduler: s.scheduler, Proofs: c.proofs, Grants: c.grants, Sealer: c.sealer, Images: s.disks,

@@ -80,6 +80,7 @@ type Server struct {
 	exports    *export.Manager
 	exported   *routes.Keeper
 	logKeeper  *retention.Log
+	attempts   *journal.Attempts
 	routeTable api.Routes
 }
 
@@ -184,6 +185,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
+	s.attempts = journal.NewAttempts(journal.AttemptsConfig{Record: s.journal.Record, Now: cfg.Now, Log: cfg.Log})
 	s.sweeper = &retention.Sweeper{Directory: s.directory, Names: names, Now: cfg.Now, Log: cfg.Log}
 	if err := s.keepLog(names); err != nil {
 		return nil, err
@@ -202,7 +204,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		Hosts:     proofs,
 		Users:     &attest.Users{Providers: s.directory, Keys: clusterKeys, Now: cfg.Now},
 		Tokens:    issuer, Sealer: sealer, Journal: s.journal, Names: names, Now: cfg.Now,
-		OperatorAccount: operator, Usage: s.usage, Observe: metrics.granted,
+		OperatorAccount: operator, Attempts: s.attempts, Usage: s.usage, Observe: metrics.granted,
 	})
 	if s.disks, err = blob.Open(filepath.Join(cfg.DataDir, "images")); err != nil {
 		return nil, err
@@ -216,7 +218,7 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		api: &api.Config{
 			Directory: s.directory, Auth: grants, Journal: s.journal, Names: names, URL: s.cfg.URL,
 			Region: cfg.Region, Now: cfg.Now, Log: cfg.Log, OperatorAccount: operator,
-			Events: s.store, Usage: s.usage, Routes: &s.routeTable,
+			Events: s.store, Attempts: s.attempts, Usage: s.usage, Routes: &s.routeTable,
 		},
 		grants: grants, proofs: proofs, sealer: sealer, clusterKeys: clusterKeys, workloads: workloads, metrics: metrics,
 	})
@@ -508,7 +510,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	workers, background := errgroup.WithContext(background)
-	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run, s.exports.Run, s.watch.Run, s.logKeeper.Run} {
+	for _, run := range []func(context.Context){s.keys.Run, s.hostKeys.Run, s.usage.Run, s.sweeper.Run, s.scheduler.Run, s.images.Run, s.attempts.Run, s.exports.Run, s.watch.Run, s.logKeeper.Run} {
 		workers.Go(func() error { run(background); return nil })
 	}
 	if s.host != nil {

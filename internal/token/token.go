@@ -141,6 +141,16 @@ func (i *Issuer) Verify(raw string) (*Claims, error) {
 	return &c, nil
 }
 
+// Lapsed returns the claims of an access token that was good once and has
+// expired.
+func (i *Issuer) Lapsed(raw string) (*Claims, bool) {
+	var c Claims
+	if err := i.verify(raw, "", &c); err != nil || !errors.Is(i.current(c.Issuer, c.IssuedAt, c.Expires), ErrExpired) {
+		return nil, false
+	}
+	return &c, c.IAMID != "" && crn.ValidAccountID(c.Account.BSS)
+}
+
 func (i *Issuer) verify(raw, typ string, claims any) error {
 	t, err := jwt.Parse(strings.TrimSpace(raw), ownAlgs, typ)
 	if err != nil {

@@ -159,6 +159,7 @@ func (h *handler) authzRoles(c *api.Call, questions *[]legacyQuestion) (api.Repl
 				found.RoleActions = append(found.RoleActions, describe(catalog, id, request.Resource[access.ServiceName]))
 			}
 		}
+		c.NoteSearch(request, len(found.RoleActions))
 		out = append(out, found)
 	}
 	return api.Reply{Body: map[string]any{"responses": out}}, nil

@@ -139,30 +139,31 @@ func (h *handler) decide(c *api.Call, q question) (answer, error) {
 	out := answer{Context: &details{MaxAge: MaxAge, TransactionID: api.TransactionID(c.R.Context())}}
 	if err := h.live(c, q.Subject, request); err != nil {
 		out.Context.Reason = "the subject is not an identity of an open account, or its token does not count any more"
-		return out, recordGone(c, request, err)
+		noteGone(c, request, err)
+		return out, nil
 	}
 	d := access.Decide(c.Directory, request)
 	out.Decision, out.Context.Reason = d.Allowed, reason(d)
 	out.Context.PermittedActions = access.Permitted(c.Directory, request)
+	c.NoteDecision(request, d)
 	if d.Allowed {
 		out.Context.PolicyID = d.Policy.ID
 		c.Usage.Permit(d.Policy.ID, c.Now())
 		c.Usage.Use(request, d.Policy, false)
-		return out, nil
 	}
-	return out, c.RecordDenial(request, d.Explain())
+	return out, nil
 }
 
-// recordGone writes the event of a refusal that no policy was asked about: the
+// noteGone takes a refusal that no policy was asked about: the
 // subject itself does not count.
-func recordGone(c *api.Call, q access.Request, why error) error {
+func noteGone(c *api.Call, q access.Request, why error) {
 	var t activity.Trace
 	t.Fail("subject", "an identity of an open account, with a token that counts", q.Subject+": "+why.Error(),
 		"look for the identity, its API key and the account's state; a token that was refused must be replaced")
 	for _, check := range access.Decide(c.Directory, access.Request{}).Explain() {
 		t.Skip(check.Name)
 	}
-	return c.RecordDenial(q, t)
+	c.NoteDenial(q, t)
 }
 
 // reason says in a few words what decided. What a policy holds is not for the

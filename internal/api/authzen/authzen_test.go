@@ -65,7 +65,7 @@ func TestADenialIsAnAnswerThatAnAdministratorCanExplain(t *testing.T) {
 			t.Errorf("%s on %v: explained by %s, want %s", c.action, c.resource, got, c.check)
 		}
 		e := s.events(a.transaction)[0]
-		if e.Action != "iam-access-management.authorization.eval" || e.Initiator.ID != s.asker || !strings.Contains(string(e.RequestData), ada) ||
+		if e.Action != "iam-access-management.policy.eval" || e.Initiator.ID != s.asker || !strings.Contains(string(e.RequestData), ada) ||
 			!strings.Contains(string(e.ResponseData), `"Deny"`) {
 			t.Errorf("event %+v", e)
 		}

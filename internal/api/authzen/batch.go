@@ -78,7 +78,7 @@ func (h *handler) failed(c *api.Call, q question, err error) (answer, error) {
 	case fault.Unavailable, fault.Internal:
 		return answer{}, err
 	case fault.Denied:
-		if err := h.recordRefusedAsker(c, q); err != nil {
+		if err := h.noteRefusedAsker(c, q); err != nil {
 			return answer{}, err
 		}
 	}
@@ -88,7 +88,7 @@ func (h *handler) failed(c *api.Call, q question, err error) (answer, error) {
 	}}, nil
 }
 
-func (h *handler) recordRefusedAsker(c *api.Call, q question) error {
+func (h *handler) noteRefusedAsker(c *api.Call, q question) error {
 	request, err := h.request(c, q)
 	if err != nil {
 		return err
@@ -96,7 +96,8 @@ func (h *handler) recordRefusedAsker(c *api.Call, q question) error {
 	asked := access.Request{
 		Subject: c.Caller.IAMID, AccountID: c.Account(), Action: access.ActionDecide, Resource: request.Resource, Time: c.Now(),
 	}
-	return c.RecordDenial(asked, access.Decide(c.Directory, asked).Explain())
+	c.NoteDenial(asked, access.Decide(c.Directory, asked).Explain())
+	return nil
 }
 
 // configuration serves the metadata of the decision point

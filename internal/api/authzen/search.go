@@ -58,6 +58,7 @@ func (h *handler) searchAction(c *api.Call, s *search) (api.Reply, error) {
 	if h.live(c, s.Subject, request) == nil {
 		found = access.Permitted(c.Directory, request)
 	}
+	c.NoteSearch(request, len(found))
 	return s.paged(found, func(name string) any { return action{Name: name} })
 }
 
@@ -100,6 +101,7 @@ func (h *handler) searchSubject(c *api.Call, s *search) (api.Reply, error) {
 			}
 		}
 	}
+	c.NoteSearch(q, len(ids))
 	return s.paged(slices.Sorted(maps.Keys(ids)), func(id string) any { return foundSubject{Type: s.Subject.Type, ID: id} })
 }
 

@@ -270,7 +270,7 @@ func (h *handler) accept(x *cluster.Host, e *activity.Event) (*activity.Event, e
 		Initiator: activity.Initiator{
 			ID: id, Name: i.Name, TypeURI: activity.ComputeType, AuthnID: id, AuthnName: i.Name,
 			Credential: activity.Credential{Type: instanceCredential},
-			Host:       activity.Host{AddressType: "IPv4", Agent: activity.Clip(e.Initiator.Host.Agent)},
+			Host:       activity.Host{Agent: activity.Clip(e.Initiator.Host.Agent)},
 		},
 		Target:   activity.Target{ID: i.CRN, Name: i.Name, TypeURI: "is.instance/instance"},
 		Observer: activity.Observer{Name: "ActivityTracker"},
@@ -280,6 +280,7 @@ func (h *handler) accept(x *cluster.Host, e *activity.Event) (*activity.Event, e
 	}
 	if owns(i, h.Directory, e.Initiator.Host.Address) {
 		out.Initiator.Host.Address = e.Initiator.Host.Address
+		out.Initiator.Host.AddressType = activity.AddressType(e.Initiator.Host.Address)
 	}
 	for _, data := range []struct {
 		from json.RawMessage

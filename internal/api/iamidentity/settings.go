@@ -429,7 +429,7 @@ func (r *routes) updateSettings(c *api.Call, tx *directory.Tx, b *settingsBody, 
 	if v.History, err = r.settingsHistory(c); err != nil {
 		return api.Reply{}, target, err
 	}
-	return api.Reply{Body: v, ETag: v.EntityTag, ResponseData: data}, target, nil
+	return api.Reply{Body: v, ETag: v.EntityTag, ResponseData: data, RequestBody: data}, target, nil
 }
 
 // settingsHistory returns the changes of the account's settings, the oldest

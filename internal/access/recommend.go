@@ -304,8 +304,9 @@ func (r *recommender) fits(u *Use, p *Policy, all bool) bool {
 		}
 		switch a.Key {
 		case AccountID:
-		case ServiceName, ServiceType, ServiceGroupID:
-			if u.Service == "" {
+		case ServiceName:
+		case ServiceType, ServiceGroupID:
+			if u.Service == "" { // the resource says itself of which type it is
 				if all {
 					return false
 				}
@@ -510,6 +511,9 @@ func (r *recommender) one(p *Policy, service string, n *need) (Smaller, bool) {
 	out.Policy.Resource, narrower = narrowed(p.Resource, n.touched)
 	allowed := r.granted(p.Roles, service)
 	chosen := cover(n.actions, allowed, r.candidates(service))
+	if chosen == nil {
+		chosen = p.Roles
+	}
 	beyond := less(r.granted(chosen, service), n.actions)
 	if r.q.CustomRole && len(beyond) > 0 {
 		if role := r.customRole(p, service, n.actions); role != nil {

@@ -138,7 +138,7 @@ func TestARecommendationAllowsAllThatWasUsedAndNothingNew(t *testing.T) {
 
 		for _, q := range used {
 			if was, is := access.Decide(before, q), access.Decide(after, q); was.Allowed && !is.Allowed {
-				t.Fatalf("what was used is lost: %+v\nallowed by %+v\nchanges: %s", q, was.Policy, dump(r.Changes))
+				t.Fatalf("what was used is lost: %+v\nallowed by %+v\nchanges: %s\npolicies: %s\nuses: %s", q, was.Policy, dump(r.Changes), dump(w.policies), dump(book.uses))
 			}
 		}
 		for range 30 {

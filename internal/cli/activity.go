@@ -120,7 +120,9 @@ func explainCommand() *cobra.Command {
 	return spec{
 		use: "explain TRANSACTION-ID", short: "Explain why a request was granted or refused", args: cobra.ExactArgs(1),
 		more: "Shows each check that the request went through: what was wanted, what was found, and for the one that failed\n" +
-			"what would have let it pass. The transaction ID is in every error, and in the Transaction-Id header of every answer.",
+			"what came nearest and what would have let it pass, with the command that does it where there is one. That is what would\n" +
+			"have sufficed, not that it is right to do. The transaction ID is in every error, and in the Transaction-Id header of\n" +
+			"every answer; in tabard activity events it is a column. To ask beforehand: tabard iam simulate.",
 		example: "tabard activity explain 6f1ed002ab5595859014ebf0951522d9",
 		run: func(s *session, args []string) error {
 			s.announce("Explaining transaction %s", args[0])
@@ -149,9 +151,6 @@ func explainCommand() *cobra.Command {
 	}.command()
 }
 
-// marks begin the lines of checks.
-var marks = map[activity.Outcome]string{activity.Pass: "  ok   ", activity.Fail: "  FAIL ", activity.Skip: "  --   "}
-
 func (st *step) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s: %s", plain(st.Action), plain(st.Outcome))
 	if st.Reason.Code != 0 {
@@ -176,22 +175,7 @@ func (st *step) print(w io.Writer) {
 		return
 	}
 	fmt.Fprintln(w, "  checks:")
-	for _, c := range st.Trace {
-		mark, ok := marks[c.Outcome]
-		if !ok {
-			mark = "  ?    "
-		}
-		fmt.Fprintf(w, "%s%s", mark, plain(c.Name))
-		if c.Outcome == activity.Skip {
-			fmt.Fprint(w, " (not reached)")
-		}
-		fmt.Fprintln(w)
-		for _, v := range []struct{ label, value string }{{"wanted", c.Wanted}, {"found", c.Found}, {"hint", c.Hint}} {
-			if v.value != "" {
-				fmt.Fprintf(w, "           %-7s %s\n", v.label, plain(v.value))
-			}
-		}
-	}
+	printChecks(w, st.Trace)
 }
 
 // named writes a name with its id.

@@ -64,3 +64,18 @@ iam-identity.computeresource-token.login: failure (400 Bad Request)
 	run(t, "activity", "explain", "tx-1", "-o", "json").want(0, `"check": "profile-link"`)
 	run(t, "activity", "explain", "absent").want(1, "404")
 }
+
+func TestAnExplanationShowsTheCommandThatWouldHaveSufficed(t *testing.T) {
+	s := newServer(t)
+	s.login()
+	s.answer("GET /v1/events/tx-1/explanation", item("transaction_id", "tx-1", "events", []any{item("action", "a", "outcome", "failure",
+		"trace", []any{item("check", "profile-link", "outcome", "fail", "wanted", "w", "found", "f", "hint", "h",
+			"nearest", item("kind", "link", "id", "Link-1", "of", 2, "differs", []any{
+				item("attribute", "link.namespace", "wanted", "prod", "found", "default"), item("attribute", "link.name", "wanted", "a"),
+			}),
+			"change", item("do", "add", "kind", "link", "edits", []any{item("attribute", "link.name", "to", "b")}, "command", "tabard iam do 'it\x1b[2J'"),
+		)})}))
+	run(t, "activity", "explain", "tx-1").want(0, "hint    h\n", "differs link.namespace: prod, not default\n", "differs link.name: a, not (nothing)\n",
+		"command tabard iam do 'it\uFFFD[2J'\n")
+	run(t, "activity", "explain", "tx-1", "-o", "json").want(0, `"command": "tabard iam do`)
+}

@@ -50,7 +50,7 @@ func iamCommands() *cobra.Command {
 		"tabard iam trusted-profile-create my-trusted-profile")
 	for _, cmds := range [][]*cobra.Command{
 		profileCommands(), assumeCommands(), serviceIDCommands(), apiKeyCommands(), accessGroupCommands(), policyCommands(), roleCommands(),
-		settingsCommands(), serviceCommands(), workloadCommands(), useCommands(), {oauthTokensCommand(), bearerTokenCommand()},
+		settingsCommands(), serviceCommands(), workloadCommands(), useCommands(), {simulateCommands(), oauthTokensCommand(), bearerTokenCommand()},
 	} {
 		c.AddCommand(cmds...)
 	}

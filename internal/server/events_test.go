@@ -28,13 +28,14 @@ func TestEveryChangeHasOneEventThatIsInTheCatalogue(t *testing.T) {
 	r := start(t)
 	v, token := r.asOwner()
 	seen := map[string]bool{}
-	for _, s := range r.steps() {
-		if s.Kind != api.KindChange {
+	for i, s := range r.steps() {
+		if s.Kind != api.KindChange || i%share != 0 || again(s) {
 			continue
 		}
 		a := send(r.s, s.request(s.Route, v, token))
 		events := r.ofTransaction(v["account"], a)
-		events = slices.DeleteFunc(events, func(e activity.Event) bool { return e.Action == "iam-identity.account.create" })
+		// Showing the credentials of a resource key is an event of its own.
+		events = slices.DeleteFunc(events, func(e activity.Event) bool { return strings.HasSuffix(e.Action, ".key.read") })
 		if len(events) != 1 {
 			t.Errorf("%s: %d events", s, len(events))
 			continue
@@ -49,12 +50,15 @@ func TestEveryChangeHasOneEventThatIsInTheCatalogue(t *testing.T) {
 		}
 	}
 	for _, want := range []string{"kms.instance.create", "kms.instance.schedule_reclaim", "kms.key.create", "iam-groups.member.add", "is.instance.action.create"} {
-		if !seen[want] {
+		if !seen[want] && share == 1 {
 			t.Errorf("no change of the walk is a %s", want)
 		}
 	}
 	r.quiet()
 }
+
+// unchanging are the changes of the walk that leave everything as it is.
+var unchanging = []string{"PUT /v2/groups/{id}/rules/{rule}", "PUT /v1/services/{name}"}
 
 // wellMade says what is wrong with the event of a change.
 func (r *running) wellMade(s step, v vars, e activity.Event, a answerOf) error {
@@ -99,7 +103,7 @@ func (r *running) wellMade(s step, v vars, e activity.Event, a answerOf) error {
 		return fmt.Errorf("outcome %s, severity %s", e.Outcome, e.Severity)
 	case data.Method == "" || data.Path == "" || data.Object == "":
 		return fmt.Errorf("the request data lacks something")
-	case len(data.Created)+len(data.Changed)+len(data.Deleted) == 0 && s.Event != "is.instance.console.read":
+	case len(data.Created)+len(data.Changed)+len(data.Deleted) == 0 && !slices.Contains(unchanging, s.Pattern):
 		return fmt.Errorf("the request data has nothing that changed")
 	}
 	return nil
@@ -195,7 +199,7 @@ func TestNoSecretGetsIntoAnEventOrALog(t *testing.T) {
 		if len(tokens.Refresh) > 20 {
 			given = append(given, tokens.Refresh)
 		}
-		ok(do("POST", "/identity/introspect", url.Values{"apikey": {apikey}}.Encode(), "Content-Type", "application/x-www-form-urlencoded"))
+		ok(do("POST", "/identity/introspect", url.Values{"apikey": {apikey}}.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic Yng6Yng="))
 		ok(do("GET", "/v1/apikeys/details", "", "IAM-ApiKey", apikey))
 	}
 
@@ -219,7 +223,7 @@ func TestNoSecretGetsIntoAnEventOrALog(t *testing.T) {
 			"urn:ietf:params:oauth:grant-type:jwt-bearer", "refresh_token", "client_credentials", "password",
 		} {
 			form := url.Values{"grant_type": {grant}, field: {secret()}, "profile_id": {v["profile"]}, "client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"}}
-			do("POST", "/identity/token", form.Encode(), "Content-Type", "application/x-www-form-urlencoded")
+			do("POST", "/identity/token", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic Yng6Yng=")
 		}
 	}
 	do("GET", "/v1/profiles/$profile", "", "Authorization", "Bearer "+secret())
@@ -339,8 +343,8 @@ func TestWhereTheAccountAsksForItEveryDecisionHasItsEvent(t *testing.T) {
 		}
 	}
 	ask("all")
-	for _, s := range r.steps() {
-		if s.Kind == api.KindOpen || strings.HasSuffix(s.Pattern, "/events/settings") || again(s) {
+	for i, s := range r.steps() {
+		if i%share != 0 || s.Kind == api.KindOpen || strings.HasSuffix(s.Pattern, "/events/settings") || again(s) {
 			continue
 		}
 		a := send(r.s, s.request(s.Route, v, token))

@@ -377,3 +377,97 @@ func TestWhereTheAccountAsksForItEveryDecisionHasItsEvent(t *testing.T) {
 	}
 	r.quiet()
 }
+
+func TestATokenRequestThatNamesAnotherAccountsProfileIsInItsLog(t *testing.T) {
+	r := start(t)
+	profile := r.home["profile"]
+	wantCRN := "crn:v1:bluemix:public:iam-identity::a/" + r.home["account"] + "::profile:" + profile
+	for how, form := range map[string]url.Values{
+		"nobody's cr_token": {"grant_type": {"urn:ibm:params:oauth:grant-type:cr-token"}, "cr_token": {"x"}, "profile_id": {profile}},
+		"by its CRN":        {"grant_type": {"urn:ibm:params:oauth:grant-type:cr-token"}, "cr_token": {"x"}, "profile_crn": {wantCRN}},
+		"a token of another account": {
+			"grant_type": {"urn:ibm:params:oauth:grant-type:assume"}, "access_token": {r.other["owner_token"]}, "profile_id": {profile},
+		},
+	} {
+		r.s.attempts.Flush(t.Context(), true)
+		before := len(r.all(r.home["account"]))
+		a := send(r.s, request{
+			method: "POST", target: "/identity/token", body: []byte(form.Encode()), header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"},
+		})
+		if a.ok() {
+			t.Fatalf("%s: %d %s", how, a.status, a.body)
+		}
+		r.s.attempts.Flush(t.Context(), true)
+		events := r.all(r.home["account"])
+		events = events[:len(events)-before]
+		// Of whom nobody knows the attempt is in the operator's log, which is this one.
+		if len(events) != 1 {
+			t.Errorf("%s: %d events", how, len(events))
+			continue
+		}
+		e := events[0]
+		if how != "a token of another account" {
+			continue
+		}
+		if e.Target.ID != wantCRN || e.Initiator.ID != r.other["owner"] || e.Outcome != activity.Failure || !strings.HasSuffix(e.Action, ".login") {
+			t.Errorf("%s: %+v", how, e)
+		}
+	}
+	// The other way round the account is not the operator's.
+	profile = r.other["profile"]
+	form := url.Values{"grant_type": {"urn:ibm:params:oauth:grant-type:cr-token"}, "cr_token": {"x"}, "profile_id": {profile}}
+	before := len(r.all(r.other["account"]))
+	send(r.s, request{method: "POST", target: "/identity/token", body: []byte(form.Encode()), header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"}})
+	r.s.attempts.Flush(t.Context(), true)
+	events := r.all(r.other["account"])
+	if len(events) != before+1 || !strings.HasSuffix(events[0].Target.ID, profile) || events[0].Initiator.ID != "" {
+		t.Errorf("%d events, the newest %+v", len(events)-before, events[0])
+	}
+}
+
+func TestATokenOfSomebodyWhoIsGoneIsInTheLogOfHisAccount(t *testing.T) {
+	r := start(t)
+	v := r.other
+	owner := &builder{s: r.s, token: v["owner_token"], v: v.with()}
+	iamID, token, _ := owner.invite("leaver@other.example.com")
+	if a := send(r.s, request{method: "DELETE", target: "/v2/accounts/" + v["account"] + "/users/" + iamID, token: v["owner_token"]}); !a.ok() {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	a := send(r.s, request{method: "GET", target: expandTarget("/v1/profiles/$profile", v), token: token})
+	events := r.ofTransaction(v["account"], a)
+	if a.status != 401 || len(events) != 1 || events[0].Initiator.ID != iamID || events[0].Reason.Code != 401 {
+		t.Errorf("%d: %+v", a.status, events)
+	}
+	// One that is forged tells of nobody.
+	a = send(r.s, request{method: "GET", target: expandTarget("/v1/profiles/$profile", v), token: token[:strings.LastIndexByte(token, '.')+1] + strings.Repeat("A", 86)})
+	if events := r.ofTransaction(v["account"], a); a.status != 401 || len(events) != 0 {
+		t.Errorf("%d: %+v", a.status, events)
+	}
+}
+
+func TestTheEndOfALinkToAnotherAccountsResourceIsInBothLogs(t *testing.T) {
+	r := start(t)
+	theirs := &builder{s: r.s, token: r.other["owner_token"], v: r.other.with("foreign_crn", r.home["server_crn"])}
+	theirs.make("linked", "id", "/v1/profiles/$profile/links", `{"cr_type":"VSI","is_cross_account":true,"name":"theirs","link":{"crn":"$foreign_crn"}}`)
+	a := send(r.s, request{method: "DELETE", target: expandTarget("/v1/instances/$server"+vpcVersion, r.home), token: r.home["owner_token"]})
+	if !a.ok() {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	for _, e := range r.ofTransaction(r.home["account"], a) {
+		doc := string(e.RequestData) + string(e.ResponseData)
+		for _, id := range []string{r.other["profile"], theirs.v["linked"], r.other["account"], "theirs"} {
+			if strings.Contains(doc, id) {
+				t.Errorf("the log of the instance's account tells of another's: %s", doc)
+			}
+		}
+	}
+	e := r.all(r.other["account"])[0]
+	if e.Action != "iam-identity.account-profile.update" || !strings.HasSuffix(e.Target.ID, r.other["profile"]) ||
+		!strings.Contains(string(e.RequestData), `"deleted":`) || !strings.Contains(string(e.RequestData), theirs.v["linked"]) {
+		t.Errorf("%+v %s", e, e.RequestData)
+	}
+	if doc, err := json.Marshal(e); err != nil || bytes.Contains(doc, []byte(r.home["owner"])) {
+		t.Errorf("the log of the profile's account tells who deleted the instance: %s", doc)
+	}
+	r.quiet()
+}

@@ -142,7 +142,7 @@ func Catalogue() []Section {
 				entries(Critical, "*.instance.delete", "*.instance.schedule_reclaim"),
 				entries(Warning, "*.instance.restore"),
 				entries(Critical, "*.key.create", "*.key.delete"),
-				[]Entry{says(Critical, "resource-controller.key.retrieve", "The credentials in a resource key were shown.")},
+				[]Entry{says(Critical, "*.key.read", "The credentials in a resource key were shown.")},
 				entries(Warning, "*.key.update", "resource-controller.group.create", "resource-controller.group.update"),
 				entries(Critical, "resource-controller.group.delete"),
 			),

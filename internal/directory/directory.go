@@ -567,14 +567,17 @@ func (d *Directory) notify(kinds []string) {
 }
 
 // DeleteLinksOf stages the removal of every link to a compute resource, in
-// whatever account its profile is, and returns the ids of the links. Whoever
-// deletes a resource calls it in the same transaction. The cname and ctype of
-// the CRN do not count.
+// whatever account its profile is, and returns the ids of those in the resource's
+// own account: the others are not for it to know. Whoever deletes a resource calls
+// it in the same transaction. The cname and ctype of the CRN do not count.
 func (d *Directory) DeleteLinksOf(tx *Tx, resource string) []string {
 	ids := []string{}
+	name, err := crn.Parse(resource)
 	for _, l := range d.LinksByResource.Get(ResourceKey(resource)) {
 		d.Links.Delete(tx, l)
-		ids = append(ids, l.ID)
+		if err != nil || name.AccountID() == l.AccountID {
+			ids = append(ids, l.ID)
+		}
 	}
 	slices.Sort(ids)
 	return ids

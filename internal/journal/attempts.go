@@ -124,8 +124,17 @@ func seenBy(account, by string, e *activity.Event) *activity.Event {
 		out.Reason.ForFailure = "The caller has not proved to be of this account."
 		return out
 	}
-	out.RequestData, _ = json.Marshal(map[string]string{"caller_account": by}) // a map of strings always encodes
+	out.RequestData = object(map[string]any{"caller_account": by})
 	return out
+}
+
+// object encodes event data made of strings and numbers, which always encodes.
+func object(m map[string]any) json.RawMessage {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return nil
+	}
+	return b
 }
 
 // close ends a window; the attempts without an event have one together then. The
@@ -137,7 +146,7 @@ func (a *Attempts) close(key attemptKey, w *attempts) {
 	}
 	e := w.last
 	e.Message += " (the last of further ones)"
-	e.ResponseData, _ = json.Marshal(map[string]int{"attempts": w.more}) // a map of numbers always encodes
+	e.ResponseData = object(map[string]any{"attempts": w.more})
 	a.pending = append(a.pending, e)
 }
 

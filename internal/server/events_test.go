@@ -28,13 +28,14 @@ func TestEveryChangeHasOneEventThatIsInTheCatalogue(t *testing.T) {
 	r := start(t)
 	v, token := r.asOwner()
 	seen := map[string]bool{}
-	for _, s := range r.steps() {
-		if s.Kind != api.KindChange {
+	for i, s := range r.steps() {
+		if s.Kind != api.KindChange || i%share != 0 || again(s) {
 			continue
 		}
 		a := send(r.s, s.request(s.Route, v, token))
 		events := r.ofTransaction(v["account"], a)
-		events = slices.DeleteFunc(events, func(e activity.Event) bool { return e.Action == "iam-identity.account.create" })
+		// Showing the credentials of a resource key is an event of its own.
+		events = slices.DeleteFunc(events, func(e activity.Event) bool { return strings.HasSuffix(e.Action, ".key.read") })
 		if len(events) != 1 {
 			t.Errorf("%s: %d events", s, len(events))
 			continue
@@ -49,12 +50,15 @@ func TestEveryChangeHasOneEventThatIsInTheCatalogue(t *testing.T) {
 		}
 	}
 	for _, want := range []string{"kms.instance.create", "kms.instance.schedule_reclaim", "kms.key.create", "iam-groups.member.add", "is.instance.action.create"} {
-		if !seen[want] {
+		if !seen[want] && share == 1 {
 			t.Errorf("no change of the walk is a %s", want)
 		}
 	}
 	r.quiet()
 }
+
+// unchanging are the changes of the walk that leave everything as it is.
+var unchanging = []string{"PUT /v2/groups/{id}/rules/{rule}", "PUT /v1/services/{name}"}
 
 // wellMade says what is wrong with the event of a change.
 func (r *running) wellMade(s step, v vars, e activity.Event, a answerOf) error {
@@ -99,7 +103,7 @@ func (r *running) wellMade(s step, v vars, e activity.Event, a answerOf) error {
 		return fmt.Errorf("outcome %s, severity %s", e.Outcome, e.Severity)
 	case data.Method == "" || data.Path == "" || data.Object == "":
 		return fmt.Errorf("the request data lacks something")
-	case len(data.Created)+len(data.Changed)+len(data.Deleted) == 0 && s.Event != "is.instance.console.read":
+	case len(data.Created)+len(data.Changed)+len(data.Deleted) == 0 && !slices.Contains(unchanging, s.Pattern):
 		return fmt.Errorf("the request data has nothing that changed")
 	}
 	return nil
@@ -195,7 +199,7 @@ func TestNoSecretGetsIntoAnEventOrALog(t *testing.T) {
 		if len(tokens.Refresh) > 20 {
 			given = append(given, tokens.Refresh)
 		}
-		ok(do("POST", "/identity/introspect", url.Values{"apikey": {apikey}}.Encode(), "Content-Type", "application/x-www-form-urlencoded"))
+		ok(do("POST", "/identity/introspect", url.Values{"apikey": {apikey}}.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic Yng6Yng="))
 		ok(do("GET", "/v1/apikeys/details", "", "IAM-ApiKey", apikey))
 	}
 
@@ -219,7 +223,7 @@ func TestNoSecretGetsIntoAnEventOrALog(t *testing.T) {
 			"urn:ietf:params:oauth:grant-type:jwt-bearer", "refresh_token", "client_credentials", "password",
 		} {
 			form := url.Values{"grant_type": {grant}, field: {secret()}, "profile_id": {v["profile"]}, "client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"}}
-			do("POST", "/identity/token", form.Encode(), "Content-Type", "application/x-www-form-urlencoded")
+			do("POST", "/identity/token", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic Yng6Yng=")
 		}
 	}
 	do("GET", "/v1/profiles/$profile", "", "Authorization", "Bearer "+secret())
@@ -339,8 +343,8 @@ func TestWhereTheAccountAsksForItEveryDecisionHasItsEvent(t *testing.T) {
 		}
 	}
 	ask("all")
-	for _, s := range r.steps() {
-		if s.Kind == api.KindOpen || strings.HasSuffix(s.Pattern, "/events/settings") || again(s) {
+	for i, s := range r.steps() {
+		if i%share != 0 || s.Kind == api.KindOpen || strings.HasSuffix(s.Pattern, "/events/settings") || again(s) {
 			continue
 		}
 		a := send(r.s, s.request(s.Route, v, token))
@@ -370,6 +374,100 @@ func TestWhereTheAccountAsksForItEveryDecisionHasItsEvent(t *testing.T) {
 	a := send(r.s, request{method: "GET", target: expandTarget("/v1/profiles/$profile", v), token: token})
 	if events := r.ofTransaction(v["account"], a); !a.ok() || len(events) != 0 {
 		t.Errorf("%d: %d events with decisions off", a.status, len(events))
+	}
+	r.quiet()
+}
+
+func TestATokenRequestThatNamesAnotherAccountsProfileIsInItsLog(t *testing.T) {
+	r := start(t)
+	profile := r.home["profile"]
+	wantCRN := "crn:v1:bluemix:public:iam-identity::a/" + r.home["account"] + "::profile:" + profile
+	for how, form := range map[string]url.Values{
+		"nobody's cr_token": {"grant_type": {"urn:ibm:params:oauth:grant-type:cr-token"}, "cr_token": {"x"}, "profile_id": {profile}},
+		"by its CRN":        {"grant_type": {"urn:ibm:params:oauth:grant-type:cr-token"}, "cr_token": {"x"}, "profile_crn": {wantCRN}},
+		"a token of another account": {
+			"grant_type": {"urn:ibm:params:oauth:grant-type:assume"}, "access_token": {r.other["owner_token"]}, "profile_id": {profile},
+		},
+	} {
+		r.s.attempts.Flush(t.Context(), true)
+		before := len(r.all(r.home["account"]))
+		a := send(r.s, request{
+			method: "POST", target: "/identity/token", body: []byte(form.Encode()), header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"},
+		})
+		if a.ok() {
+			t.Fatalf("%s: %d %s", how, a.status, a.body)
+		}
+		r.s.attempts.Flush(t.Context(), true)
+		events := r.all(r.home["account"])
+		events = events[:len(events)-before]
+		// Of whom nobody knows the attempt is in the operator's log, which is this one.
+		if len(events) != 1 {
+			t.Errorf("%s: %d events", how, len(events))
+			continue
+		}
+		e := events[0]
+		if how != "a token of another account" {
+			continue
+		}
+		if e.Target.ID != wantCRN || e.Initiator.ID != r.other["owner"] || e.Outcome != activity.Failure || !strings.HasSuffix(e.Action, ".login") {
+			t.Errorf("%s: %+v", how, e)
+		}
+	}
+	// The other way round the account is not the operator's.
+	profile = r.other["profile"]
+	form := url.Values{"grant_type": {"urn:ibm:params:oauth:grant-type:cr-token"}, "cr_token": {"x"}, "profile_id": {profile}}
+	before := len(r.all(r.other["account"]))
+	send(r.s, request{method: "POST", target: "/identity/token", body: []byte(form.Encode()), header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"}})
+	r.s.attempts.Flush(t.Context(), true)
+	events := r.all(r.other["account"])
+	if len(events) != before+1 || !strings.HasSuffix(events[0].Target.ID, profile) || events[0].Initiator.ID != "" {
+		t.Errorf("%d events, the newest %+v", len(events)-before, events[0])
+	}
+}
+
+func TestATokenOfSomebodyWhoIsGoneIsInTheLogOfHisAccount(t *testing.T) {
+	r := start(t)
+	v := r.other
+	owner := &builder{s: r.s, token: v["owner_token"], v: v.with()}
+	iamID, token, _ := owner.invite("leaver@other.example.com")
+	if a := send(r.s, request{method: "DELETE", target: "/v2/accounts/" + v["account"] + "/users/" + iamID, token: v["owner_token"]}); !a.ok() {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	a := send(r.s, request{method: "GET", target: expandTarget("/v1/profiles/$profile", v), token: token})
+	events := r.ofTransaction(v["account"], a)
+	if a.status != 401 || len(events) != 1 || events[0].Initiator.ID != iamID || events[0].Reason.Code != 401 {
+		t.Errorf("%d: %+v", a.status, events)
+	}
+	// One that is forged tells of nobody.
+	a = send(r.s, request{method: "GET", target: expandTarget("/v1/profiles/$profile", v), token: token[:strings.LastIndexByte(token, '.')+1] + strings.Repeat("A", 86)})
+	if events := r.ofTransaction(v["account"], a); a.status != 401 || len(events) != 0 {
+		t.Errorf("%d: %+v", a.status, events)
+	}
+}
+
+func TestTheEndOfALinkToAnotherAccountsResourceIsInBothLogs(t *testing.T) {
+	r := start(t)
+	theirs := &builder{s: r.s, token: r.other["owner_token"], v: r.other.with("foreign_crn", r.home["server_crn"])}
+	theirs.make("linked", "id", "/v1/profiles/$profile/links", `{"cr_type":"VSI","is_cross_account":true,"name":"theirs","link":{"crn":"$foreign_crn"}}`)
+	a := send(r.s, request{method: "DELETE", target: expandTarget("/v1/instances/$server"+vpcVersion, r.home), token: r.home["owner_token"]})
+	if !a.ok() {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	for _, e := range r.ofTransaction(r.home["account"], a) {
+		doc := string(e.RequestData) + string(e.ResponseData)
+		for _, id := range []string{r.other["profile"], theirs.v["linked"], r.other["account"], "theirs"} {
+			if strings.Contains(doc, id) {
+				t.Errorf("the log of the instance's account tells of another's: %s", doc)
+			}
+		}
+	}
+	e := r.all(r.other["account"])[0]
+	if e.Action != "iam-identity.account-profile.update" || !strings.HasSuffix(e.Target.ID, r.other["profile"]) ||
+		!strings.Contains(string(e.RequestData), `"deleted":`) || !strings.Contains(string(e.RequestData), theirs.v["linked"]) {
+		t.Errorf("%+v %s", e, e.RequestData)
+	}
+	if doc, err := json.Marshal(e); err != nil || bytes.Contains(doc, []byte(r.home["owner"])) {
+		t.Errorf("the log of the profile's account tells who deleted the instance: %s", doc)
 	}
 	r.quiet()
 }

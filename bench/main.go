@@ -7,8 +7,8 @@
 // targets of all kinds; it prints what they cost.
 //
 // All run as processes of their own and are loaded by the same clients in
-// turn, in many short rounds, there and back again, so that a drift of the
-// machine's speed hits all. Beside the rates it compares the processor time of
+// turn, in many short rounds, in an order that is drawn anew and then backwards,
+// so that a drift of the machine's speed hits all. Beside the rates it compares the processor time of
 // an exchange, which depends far less on what else the machine does.
 package main
 
@@ -18,7 +18,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"crypto/rsa"
 	"encoding/json"
 	"errors"
@@ -28,6 +28,7 @@ import (
 	"log"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -60,10 +61,11 @@ func main() {
 	log.SetFlags(0)
 	var o options
 	flag.IntVar(&o.clients, "clients", 32, "concurrent clients")
-	flag.IntVar(&o.blocks, "blocks", 8, "blocks of two rounds of each side: in turn, and in turn backwards")
+	flag.IntVar(&o.blocks, "blocks", 8, "blocks of two rounds of each side: in a drawn order, and backwards")
 	flag.DurationVar(&o.length, "length", time.Second, "length of a round")
 	flag.StringVar(&o.clusterAlg, "cluster-alg", "RS256", "algorithm of the service-account tokens: RS256 (what kube-apiserver uses most) or ES256")
 	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the server to this `file`")
+	flag.BoolVar(&o.control, "control", false, "measure the same server twice, too: what differs then is noise")
 	flag.BoolVar(&o.tree, "tree", false, "measure the server without the activity log's Merkle tree and checkpoints, too")
 	treeless := flag.Bool("treeless", false, "internal: play the server without the tree")
 	role := flag.String("role", "", "internal: what this process plays")
@@ -89,7 +91,7 @@ type options struct {
 	length          time.Duration
 	clusterAlg      string
 	profile         string
-	tree            bool
+	tree, control   bool
 }
 
 // playTabard runs the server as it ships: SQLite with full durability.
@@ -142,7 +144,7 @@ func playBare(jwks string) error {
 	if err := json.Unmarshal(b, &set); err != nil {
 		return err
 	}
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	private, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
 	if err != nil {
 		return err
 	}
@@ -305,6 +307,9 @@ func measure(o options) (err error) {
 	fmt.Printf("%d clients, %d blocks of 2 rounds of %s each, cluster tokens %s, access tokens ES256, durable audit on\n\n", o.clients, o.blocks, o.length, o.clusterAlg)
 	sides := []*side{tabard, bare}
 	variants := map[string][]string{}
+	if o.control {
+		variants["again"] = nil
+	}
 	if o.tree {
 		variants["treeless"] = []string{"-treeless"}
 	}
@@ -320,10 +325,13 @@ func measure(o options) (err error) {
 		}
 		sides = slices.Insert(sides, len(sides)-1, variant)
 	}
+	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // an order
 	for n := range o.blocks + 1 {
 		blocks := map[*side]block{}
-		for range 2 { // there and back, so that none is always the one after another
-			for _, s := range sides {
+		order := slices.Clone(sides)
+		r.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+		for range 2 { // there and back
+			for _, s := range order {
 				b, latencies, err := s.round(tokens, o)
 				if err != nil {
 					return err
@@ -333,7 +341,7 @@ func measure(o options) (err error) {
 					s.latencies = append(s.latencies, latencies...)
 				}
 			}
-			slices.Reverse(sides)
+			slices.Reverse(order)
 		}
 		if n == 0 {
 			continue // it warmed up
@@ -424,13 +432,13 @@ func exchange(client *http.Client, base, body string) error {
 func workload(dir, alg string) (tokens []string, jwks string, err error) {
 	var private, public any
 	if alg == "ES256" {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
 		if err != nil {
 			return nil, "", err
 		}
 		private, public = key, key.Public()
 	} else {
-		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		key, err := rsa.GenerateKey(cryptorand.Reader, 2048)
 		if err != nil {
 			return nil, "", err
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -71,9 +73,18 @@ func newWitness(t *testing.T, b *sceneB) *witness {
 func (w *witness) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return fmt.Sprintf("%d tokens and %d refusals in clients' hands, %d objects made or deleted, a log of %d events",
-		len(w.tokens), len(w.refusals), len(w.objects), w.log.next)
+	answered := 0
+	for _, o := range w.objects {
+		if o.answered {
+			answered++
+		}
+	}
+	return fmt.Sprintf("%d tokens and %d refusals in clients' hands, %d objects made or deleted and %d of which nobody knows, a log of %d events",
+		len(w.tokens), len(w.refusals), answered, len(w.objects)-answered, w.log.next)
 }
+
+// down is the status of a request that reached nobody.
+const down = -1
 
 // client is one of the witness's, with connections of its own.
 type client struct {
@@ -81,7 +92,8 @@ type client struct {
 	http *http.Client
 }
 
-// ask makes a request, and reports whether it was answered as a whole.
+// ask makes a request, and reports whether it was answered as a whole. The status
+// of one that reached nobody is down.
 func (c *client) ask(method, path, transaction string, body any) (status int, answer []byte, ok bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -110,6 +122,9 @@ func (c *client) ask(method, path, transaction string, body any) (status int, an
 		req.Header.Set("Authorization", "Bearer "+*c.bearer.Load())
 	}
 	resp, err := c.http.Do(req)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return down, nil, false
+	}
 	if err != nil {
 		return 0, nil, false
 	}
@@ -239,6 +254,9 @@ func (w *witness) load(round int) (stop func()) {
 func (c *client) operate(name string, o *object, method, path string, body any) (answer []byte, ok bool) {
 	o.transaction = c.transaction(strings.ToLower(method))
 	status, answer, answered := c.ask(method, path, o.transaction, body)
+	if status == down {
+		return nil, false
+	}
 	if answered && status >= 400 {
 		if status != http.StatusServiceUnavailable {
 			c.t.Errorf("%s %s: %d %s", method, path, status, answer)

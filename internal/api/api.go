@@ -486,8 +486,11 @@ func (c *Call) write(w http.ResponseWriter, status int, body any) {
 		w.WriteHeader(status)
 		return
 	}
-	b, err := json.Marshal(body)
-	if err != nil {
+	// Documents in the answer come out byte for byte as they are kept.
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(body); err != nil {
 		c.Log.Error("encode an answer", "transaction", TransactionID(c.R.Context()), "error", err)
 		w.WriteHeader(http.StatusInternalServerError)
 		return
@@ -495,7 +498,7 @@ func (c *Call) write(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(status)
 	// The client may be gone; there is nobody left to tell.
-	_, _ = w.Write(append(b, '\n'))
+	_, _ = w.Write(b.Bytes())
 }
 
 func (c *Call) writeFault(w http.ResponseWriter, f *fault.Error) {

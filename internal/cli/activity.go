@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,7 +23,7 @@ func activityCommands() *cobra.Command {
 	return group("activity", "See who did what, and why something was refused",
 		"Every token, every refusal and every change leaves an activity event.",
 		"tabard activity events --outcome failure",
-		eventsCommand(), explainCommand(), verifyCommand(), checkpointCommand(), exportLogCommand(), logSettingsCommand(),
+		eventsCommand(), tailCommand(), explainCommand(), verifyCommand(), checkpointCommand(), exportLogCommand(), logSettingsCommand(),
 		routesCommand(), routesCheckCommand(),
 	)
 }
@@ -40,45 +42,143 @@ var eventColumns = append(
 // eventsPage is how many events one request asks for.
 const eventsPage = 1000
 
+// eventFilter are the flags that choose events.
+type eventFilter struct {
+	action, outcome, severity, initiator, authn, target, transaction, since string
+}
+
+func (e *eventFilter) flags(f *pflag.FlagSet) {
+	f.StringVar(&e.action, "action", "", "only this action, or with a * at the end those that begin so, such as 'iam-identity.*'")
+	choice(f, &e.outcome, "outcome", "", "only this outcome", activity.Success, activity.Failure)
+	choice(f, &e.severity, "severity", "", "only this severity", activity.Normal, activity.Warning, activity.Critical)
+	f.StringVar(&e.initiator, "initiator", "", "only what the identity with this IAM `ID` did")
+	f.StringVar(&e.authn, "authn", "", "only what the identity with this `ID` did as a trusted profile, such as the CRN of a pod")
+	f.StringVar(&e.target, "target", "", "only what was done to the object with this `CRN`")
+	f.StringVar(&e.transaction, "transaction-id", "", "only of this transaction")
+	f.StringVar(&e.since, "since", "", "only since this `TIME`, such as 2026-07-01 or 2026-07-01T09:00:00Z, or for so long, such as 90s, 1h or 7d")
+}
+
+func (e *eventFilter) query() (url.Values, error) {
+	since, err := timeFlag("since", e.since)
+	return query("action", e.action, "outcome", e.outcome, "severity", e.severity, "initiator", e.initiator, "authn_id", e.authn,
+		"target", e.target, "correlation_id", e.transaction, "since", since), err
+}
+
 func eventsCommand() *cobra.Command {
-	var action, outcome, since, transaction string
+	var filter eventFilter
+	var until, form string
 	var limit int
 	return spec{
-		use: "events", short: "List activity events, newest first", example: "tabard activity events --action iam-identity.computeresource-token.login --since 1h --limit 20",
+		use: "events", short: "List activity events, newest first",
+		more: "All filters must hold. What was refused is found with --outcome failure; why, with tabard activity explain. To see events\n" +
+			"as they come, use tabard activity tail.\n\n" +
+			"With --format jsonl each line is an event as the server keeps it; with csv, a table for spreadsheets, where a cell that\n" +
+			"a spreadsheet would compute begins with a quotation mark. Both are written as they come, of whatever length.",
+		example: "tabard activity events --outcome failure --since 1h --limit 20\n" +
+			"tabard activity events --action 'iam-identity.*' --severity critical --since 7d\n" +
+			"tabard activity events --authn crn:v1:bluemix:public:containers-kubernetes:us-south:a/4f1e…:c1::pod:web-1\n" +
+			"tabard activity events --since 2026-07-01 --until 2026-07-02 --limit 0 --format csv",
 		flags: func(f *pflag.FlagSet) {
-			f.StringVar(&action, "action", "", "only this action")
-			choice(f, &outcome, "outcome", "", "only this outcome", activity.Success, activity.Failure)
-			f.StringVar(&since, "since", "", "only since this `TIME`, such as 2026-07-01 or 2026-07-01T09:00:00Z, or for so long, such as 90s, 1h or 7d")
-			f.StringVar(&transaction, "transaction-id", "", "only of this transaction")
+			filter.flags(f)
+			f.StringVar(&until, "until", "", "only before this `TIME`, in the forms of --since")
 			f.IntVar(&limit, "limit", 50, "at most so many; 0 for all")
+			eventFormat(f, &form)
 			idFlag(f)
 		},
 		run: func(s *session, _ []string) error {
 			if limit < 0 {
 				return Usage("--limit must not be negative")
 			}
-			since, err := sinceTime(since)
+			q, err := filter.query()
 			if err != nil {
 				return err
 			}
-			s.announce("Listing activity events")
+			if until, err = timeFlag("until", until); err != nil {
+				return err
+			}
 			page := eventsPage
 			if limit > 0 {
 				page = min(page, limit)
 			}
-			events, err := s.client.list(s.ctx(), "/v1/events", query("action", action, "outcome", outcome, "since", since,
-				"correlation_id", transaction, "limit", strconv.Itoa(page)), "events", limit)
+			maps.Copy(q, query("until", until, "limit", strconv.Itoa(page)))
+			out, err := s.eventWriter(form)
 			if err != nil {
 				return err
 			}
-			return s.showAll(events, "events", "id", eventColumns)
+			if form == formTable {
+				s.announce("Listing activity events")
+			}
+			err = s.eachEventPage(q, limit, out.write)
+			if errors.Is(err, syscall.EPIPE) {
+				return nil // who reads has enough
+			}
+			if err != nil {
+				return err
+			}
+			return out.end()
 		},
 	}.command()
 }
 
-// sinceTime reads --since. Durations and times go to the server as they are; a
-// date, and a time as the tables show it, become a time.
-func sinceTime(s string) (string, error) {
+// slow is when a listing tells how far it is.
+const slow = 2 * time.Second
+
+// eachEventPage calls f with the pages of a listing, up to so many events unless
+// that is 0. Pages may be empty before the last one.
+func (s *session) eachEventPage(q url.Values, most int, f func([]object) error) error {
+	begun, told, n := time.Now(), false, 0
+	progress := !s.quiet && isTerminal(s.cmd.ErrOrStderr())
+	defer func() {
+		if told {
+			fmt.Fprintln(s.cmd.ErrOrStderr())
+		}
+	}()
+	for {
+		if err := s.freshen(); err != nil {
+			return err
+		}
+		page, _, err := s.get("/v1/events", q)
+		if err != nil {
+			return err
+		}
+		events := page.objects("events")
+		if most > 0 {
+			events = events[:min(len(events), most-n)]
+		}
+		n += len(events)
+		if err := f(events); err != nil {
+			return err
+		}
+		next := nextPage(page)
+		if len(next) == 0 || most > 0 && n >= most {
+			return nil
+		}
+		if next.Get("start") == q.Get("start") {
+			return errors.New("the pages of the activity log go round in a circle")
+		}
+		q = next
+		if progress && time.Since(begun) > slow {
+			told = true
+			fmt.Fprintf(s.cmd.ErrOrStderr(), "\r%d events", n)
+		}
+	}
+}
+
+// freshen renews a session that a long command outlives.
+func (s *session) freshen() error {
+	if time.Until(s.Expires) >= freshFor {
+		return nil
+	}
+	if err := s.refresh(); err != nil {
+		return err
+	}
+	s.client.token = s.AccessToken
+	return nil
+}
+
+// timeFlag reads a flag such as --since. Durations and times go to the server as
+// they are; a date, and a time as the tables show it, become a time.
+func timeFlag(name, s string) (string, error) {
 	if s == "" {
 		return "", nil
 	}
@@ -97,7 +197,7 @@ func sinceTime(s string) (string, error) {
 	} else if d, err := time.ParseDuration(s); err == nil && d >= 0 {
 		return s, nil
 	}
-	return "", Usage("--since %q is neither a date such as 2026-07-01, nor a time such as 2026-07-01T09:00:00Z, nor how long ago, such as 90s, 1h or 7d", s)
+	return "", Usage("--%s %q is neither a date such as 2026-07-01, nor a time such as 2026-07-01T09:00:00Z, nor how long ago, such as 90s, 1h or 7d", name, s)
 }
 
 // explanation is why the requests of one transaction ended as they did.

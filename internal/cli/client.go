@@ -86,42 +86,9 @@ func (c *client) do(ctx context.Context, r request, into any) (http.Header, erro
 
 // raw is do for an answer that is taken as it is.
 func (c *client) raw(ctx context.Context, r request) (http.Header, []byte, error) {
-	var body io.Reader
-	contentType := ""
-	switch b := r.body.(type) {
-	case nil:
-	case rawBody:
-		body, contentType = b, "application/octet-stream"
-	case url.Values:
-		body, contentType = strings.NewReader(b.Encode()), "application/x-www-form-urlencoded"
-	default:
-		encoded, err := json.Marshal(b)
-		if err != nil {
-			return nil, nil, fmt.Errorf("encode the request: %w", err)
-		}
-		body, contentType = bytes.NewReader(encoded), "application/json"
-	}
-	target := c.base + r.path
-	if len(r.query) > 0 {
-		target += "?" + r.query.Encode()
-	}
-	req, err := http.NewRequestWithContext(ctx, r.method, target, body)
+	req, transaction, err := c.prepare(ctx, r)
 	if err != nil {
-		return nil, nil, fmt.Errorf("build the request: %w", err)
-	}
-	transaction := transactionID()
-	c.transaction = transaction
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", "tabard-cli/"+version())
-	req.Header.Set("Transaction-Id", transaction)
-	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
-	}
-	if c.token != "" {
-		req.Header.Set("Authorization", "Bearer "+c.token)
-	}
-	for k, v := range r.header {
-		req.Header.Set(k, v)
+		return nil, nil, err
 	}
 	sender := c.http
 	if raw, ok := r.body.(rawBody); ok {
@@ -149,6 +116,72 @@ func (c *client) raw(ctx context.Context, r request) (http.Header, []byte, error
 		return nil, nil, refusal(res, answer, transaction)
 	}
 	return res.Header, answer, nil
+}
+
+// stream sends a request whose answer goes on for as long as its context. The
+// caller closes it.
+func (c *client) stream(ctx context.Context, r request) (io.ReadCloser, error) {
+	req, transaction, err := c.prepare(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	patient := *c.http
+	patient.Timeout = 0
+	res, err := patient.Do(req)
+	if err != nil {
+		return nil, c.unreached(ctx, err)
+	}
+	if res.StatusCode == http.StatusOK {
+		return res.Body, nil
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("read the server's answer: %w", cause(err))
+	}
+	return nil, refusal(res, answer, transaction)
+}
+
+// prepare builds a request with its transaction's id.
+func (c *client) prepare(ctx context.Context, r request) (req *http.Request, transaction string, err error) {
+	var body io.Reader
+	contentType := ""
+	switch b := r.body.(type) {
+	case nil:
+	case rawBody:
+		body, contentType = b, "application/octet-stream"
+	case url.Values:
+		body, contentType = strings.NewReader(b.Encode()), "application/x-www-form-urlencoded"
+	default:
+		encoded, err := json.Marshal(b)
+		if err != nil {
+			return nil, "", fmt.Errorf("encode the request: %w", err)
+		}
+		body, contentType = bytes.NewReader(encoded), "application/json"
+	}
+	target := c.base + r.path
+	if len(r.query) > 0 {
+		target += "?" + r.query.Encode()
+	}
+	req, err = http.NewRequestWithContext(ctx, r.method, target, body)
+	if err != nil {
+		return nil, "", fmt.Errorf("build the request: %w", err)
+	}
+	transaction = transactionID()
+	c.transaction = transaction
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", "tabard-cli/"+version())
+	req.Header.Set("Transaction-Id", transaction)
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	for k, v := range r.header {
+		req.Header.Set(k, v)
+	}
+	return req, transaction, nil
 }
 
 // unreached says why there is no answer.

@@ -220,8 +220,10 @@ func (s *stream) run(ctx context.Context) error {
 	}
 	defer s.feed.leave()
 	s.checked = time.Now()
-	if err := s.write(fmt.Appendf(nil, "retry: %d\n: the account's events from position %d on\n\n", retryAfter.Milliseconds(), s.next)); err != nil {
-		return err
+	// Nothing has been written yet, so that the first sign of life comes at once:
+	// whoever is cut off now goes on from here.
+	if _, err := fmt.Fprintf(s.w, "retry: %d\n", retryAfter.Milliseconds()); err != nil {
+		return fmt.Errorf("send events: %w", err)
 	}
 	tick := time.NewTicker(s.opts.Check)
 	defer tick.Stop()

@@ -22,6 +22,7 @@ func activityCommands() *cobra.Command {
 		"Every token, every refusal and every change leaves an activity event.",
 		"tabard activity events --outcome failure",
 		eventsCommand(), explainCommand(), verifyCommand(), checkpointCommand(), exportLogCommand(),
+		spaceCommand(), releaseReserveCommand(),
 	)
 }
 

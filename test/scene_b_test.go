@@ -28,7 +28,12 @@ type sceneB struct {
 
 func newSceneB(t *testing.T) *sceneB {
 	t.Helper()
-	b := &sceneB{Server: harness.Start(t, "--driver", "none"), issuer: harness.NewIssuer(t)}
+	return newSceneBIn(t, t.TempDir())
+}
+
+func newSceneBIn(t *testing.T, dir string, args ...string) *sceneB {
+	t.Helper()
+	b := &sceneB{Server: harness.StartIn(t, dir, append([]string{"--driver", "none"}, args...)...), issuer: harness.NewIssuer(t)}
 	b.Login()
 	b.CLI("ks", "cluster-register", "my-cluster", "--issuer", b.issuer.URL, "--ca-file", b.issuer.CAFile)
 	var cluster struct{ CRN string }

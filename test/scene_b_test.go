@@ -28,7 +28,12 @@ type sceneB struct {
 
 func newSceneB(t *testing.T) *sceneB {
 	t.Helper()
-	return furnishSceneB(t, harness.Start(t, "--driver", "none"))
+	return newSceneBIn(t, t.TempDir())
+}
+
+func newSceneBIn(t *testing.T, dir string, args ...string) *sceneB {
+	t.Helper()
+	return furnishSceneB(t, harness.StartIn(t, dir, append([]string{"--driver", "none"}, args...)...))
 }
 
 func furnishSceneB(t *testing.T, s *harness.Server) *sceneB {

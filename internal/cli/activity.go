@@ -24,7 +24,7 @@ func activityCommands() *cobra.Command {
 		"Every token, every refusal and every change leaves an activity event.",
 		"tabard activity events --outcome failure",
 		eventsCommand(), tailCommand(), explainCommand(), verifyCommand(), checkpointCommand(), exportLogCommand(), logSettingsCommand(),
-		routesCommand(), routesCheckCommand(),
+		routesCommand(), routesCheckCommand(), spaceCommand(), releaseReserveCommand(),
 	)
 }
 

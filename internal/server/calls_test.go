@@ -397,6 +397,8 @@ var walk = map[string][]call{
 	"GET /v1/events/consistency":                  {{target: "/v1/events/consistency?from=1"}},
 	"GET /v1/events/log":                          {{target: "/v1/events/log?limit=2"}},
 	"GET /v1/events/routes":                       {{target: "/v1/events/routes"}},
+	"GET /v1/events/space":                        {{target: "/v1/events/space"}},
+	"POST /v1/events/space/release":               {{target: "/v1/events/space/release"}},
 
 	// Virtual servers.
 	"GET /v1/images":                            {{target: "/v1/images" + vpcVersion, shows: "$image"}},

@@ -119,7 +119,10 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if cfg.Treeless {
 		openStore = sqlite.OpenTreeless
 	}
-	opened, err := openStore(ctx, filepath.Join(cfg.DataDir, "tabard.db"))
+	if err := s.storeWasRemoved(); err != nil {
+		return nil, err
+	}
+	opened, err := openStore(ctx, filepath.Join(cfg.DataDir, storeName))
 	if err != nil {
 		return nil, err
 	}

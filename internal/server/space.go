@@ -3,8 +3,11 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -64,6 +67,24 @@ func (c *Config) sizes() (s sizes, err error) {
 		return s, fmt.Errorf("disk-stop %s is more than disk-alarm %s: the alarm comes first", c.DiskStop, c.DiskAlarm)
 	}
 	return s, nil
+}
+
+// storeName is the name of the store's file in the data directory.
+const storeName = "tabard.db"
+
+// storeWasRemoved reports that there was an installation whose store is gone: a
+// new one in its place would hide the loss.
+func (s *Server) storeWasRemoved() error {
+	owner, db := filepath.Join(s.cfg.DataDir, "owner.json"), filepath.Join(s.cfg.DataDir, storeName)
+	if _, err := os.Stat(owner); err != nil {
+		return nil
+	}
+	for _, name := range []string{db, db + ".restored", db + ".restoring"} { // the store itself judges the latter two
+		if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+	}
+	return fmt.Errorf("there is %s and no %s: it was removed. Put a backup back, or, to begin anew, remove %s", owner, db, owner)
 }
 
 // watchStore puts a watch before the store.

@@ -237,11 +237,7 @@ func logIDs(s *harness.Server) (ids []string) {
 		}
 		n := 0
 		for line := range strings.Lines(string(a.Body)) {
-			var item struct {
-				Index    *int64
-				Document string `json:"document"`
-				Doc      string `json:"doc"`
-			}
+			var item struct{ Index *int64 }
 			if err := json.Unmarshal([]byte(line), &item); err != nil {
 				s.T.Fatalf("%q: %v", line, err)
 			}

@@ -25,10 +25,16 @@ type Sink interface {
 	Close() error
 }
 
-// Mender is a sink that finds out by itself that its target has lost what it
-// took. The channel that Broken returns is then closed, and Deliver is called,
-// without entries if there are none.
-type Mender interface {
+// Loss is an error of a sink whose target may have lost what it took: the route
+// goes back to an index.
+type Loss interface {
+	LostFrom() int64
+}
+
+// Watcher is a sink that finds out by itself that its target may have lost
+// something. The channel that Broken returns is then closed, and Deliver is
+// called, without entries if there are none.
+type Watcher interface {
 	Broken() <-chan struct{}
 }
 

@@ -40,7 +40,7 @@ type sink struct {
 	closed  bool
 	panics  bool
 	broken  chan struct{}
-	mended  int
+	lost    int64 // from here on, and 0 is nothing
 	perCall []int
 }
 
@@ -51,11 +51,11 @@ func (s *sink) Deliver(ctx context.Context, entries []store.Entry) (int, error) 
 		s.panics = false
 		panic("out of order")
 	}
-	if len(entries) == 0 {
-		s.mended++
-		s.broken = make(chan struct{})
+	if s.lost > 0 {
+		from := s.lost
+		s.lost, s.broken = 0, nil
 		s.signal()
-		return 0, nil
+		return 0, &loss{from}
 	}
 	if s.err != nil {
 		s.signal()
@@ -73,6 +73,11 @@ func (s *sink) Deliver(ctx context.Context, entries []store.Entry) (int, error) 
 	}
 	return n, ctx.Err()
 }
+
+type loss struct{ from int64 }
+
+func (*loss) Error() string     { return "the connection ended" }
+func (l *loss) LostFrom() int64 { return l.from }
 
 func (s *sink) signal() {
 	select {
@@ -439,20 +444,29 @@ func TestATargetThatPanicsStopsNothingElse(t *testing.T) {
 	}
 }
 
-func TestATargetThatLostSomethingIsAskedToMendItWhenIdle(t *testing.T) {
+func TestWhatATargetMayHaveLostIsSentAgainEvenAfterAKill(t *testing.T) {
 	b := start(t)
 	s := &sink{broken: make(chan struct{})}
 	b.run(route("r", s))
-	b.happen("a.1")
-	s.until(t, "first", has("a.1"))
+	b.happen("a.1", "a.2", "a.3")
+	got := s.until(t, "first", has("a.1", "a.2", "a.3"))
+	eventually(t, "it is stored", func() bool { return b.manager.NeededFrom() > got[2].Index })
 	s.mu.Lock()
-	close(s.broken)
+	s.lost, s.err = got[1].Index, errors.New("the connection is refused")
+	close(s.broken) // while the route is idle
 	s.mu.Unlock()
-	eventually(t, "it is mended", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.mended == 1
-	})
+	eventually(t, "it went back", func() bool { return b.manager.NeededFrom() == got[1].Index })
+	b.halt()
+	b.open()
+	again := &sink{}
+	b.run(route("r", again))
+	again.until(t, "again", has("a.2", "a.3"))
+
+	again.mu.Lock()
+	again.lost = got[2].Index // noticed while it delivers
+	again.mu.Unlock()
+	b.happen("a.4")
+	again.until(t, "and again", func(e []store.Entry) bool { return slices.Equal(actions(e), []string{"a.2", "a.3", "a.3", "a.4"}) })
 }
 
 func TestWhatWasDroppedBeforeARouteCameToItIsCountedAndTold(t *testing.T) {

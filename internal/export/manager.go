@@ -41,6 +41,8 @@ type Config struct {
 type Manager struct {
 	cfg Config
 
+	saving sync.Mutex // held while cursors are stored
+
 	mu      sync.Mutex
 	runners []*runner
 	changed chan struct{} // closed when there are others
@@ -146,6 +148,8 @@ func (m *Manager) keep(ctx context.Context, runners []*runner) {
 
 // save makes the cursors durable that have moved, all in one commit.
 func (m *Manager) save(ctx context.Context, runners []*runner) error {
+	m.saving.Lock()
+	defer m.saving.Unlock()
 	type step struct {
 		r    *runner
 		next int64

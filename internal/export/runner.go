@@ -109,8 +109,8 @@ func (r *runner) open(context.Context) (err error) {
 // the same time goes together. It reports whether the route goes on.
 func (r *runner) idle(ctx context.Context, grown <-chan struct{}) bool {
 	var broken <-chan struct{}
-	if m, ok := r.sink.(Mender); ok {
-		broken = m.Broken()
+	if w, ok := r.sink.(Watcher); ok {
+		broken = w.Broken()
 	}
 	select {
 	case <-ctx.Done():
@@ -118,6 +118,9 @@ func (r *runner) idle(ctx context.Context, grown <-chan struct{}) bool {
 	case <-broken:
 		return r.insist(ctx, func(ctx context.Context) error {
 			_, err := r.attempt(ctx, nil)
+			if r.back(ctx, err) {
+				return nil
+			}
 			return err
 		})
 	case <-grown:
@@ -137,8 +140,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// deliver sends those of the entries that the route is for. It reports whether
-// all of them were taken; otherwise the context has ended.
+// deliver sends those of the entries that the route is for, and moves on. It
+// reports whether the route goes on.
 func (r *runner) deliver(ctx context.Context, entries []store.Entry) bool {
 	var batch []store.Entry
 	bytes := 0
@@ -152,15 +155,17 @@ func (r *runner) deliver(ctx context.Context, entries []store.Entry) bool {
 			continue
 		}
 		if len(batch) > 0 && bytes+len(e.Doc) > r.Batch.Bytes {
-			if !r.send(ctx, batch) {
-				return false
+			if ok, on := r.send(ctx, batch); !ok {
+				return on
 			}
 			batch, bytes = nil, 0
 		}
 		batch, bytes = append(batch, *e), bytes+len(e.Doc)
 	}
-	if len(batch) > 0 && !r.send(ctx, batch) {
-		return false
+	if len(batch) > 0 {
+		if ok, on := r.send(ctx, batch); !ok {
+			return on
+		}
 	}
 	r.move(entries[len(entries)-1].Index + 1)
 	return true
@@ -198,8 +203,11 @@ func (r *runner) move(next int64) {
 	r.next = next
 }
 
-// send delivers a batch for as long as it takes.
-func (r *runner) send(ctx context.Context, batch []store.Entry) bool {
+// send delivers a batch for as long as it takes. When not all of it was taken,
+// on tells whether the route goes on, somewhere else; it does not when the
+// context has ended.
+func (r *runner) send(ctx context.Context, batch []store.Entry) (ok, on bool) {
+	gone := false
 	r.move(batch[0].Index)
 	for len(batch) > 0 {
 		if !r.insist(ctx, func(ctx context.Context) error {
@@ -210,6 +218,9 @@ func (r *runner) send(ctx context.Context, batch []store.Entry) bool {
 				batch = batch[taken:]
 			}
 			switch {
+			case r.back(ctx, err):
+				gone = true
+				return nil
 			case len(batch) == 0 && err != nil:
 				r.m.cfg.Log.Warn("a route delivered, and its target has a complaint", "route", r.Name, "error", clean(err))
 				return nil
@@ -218,8 +229,28 @@ func (r *runner) send(ctx context.Context, batch []store.Entry) bool {
 			}
 			return err
 		}) {
-			return false
+			return false, false
 		}
+		if gone {
+			return false, true
+		}
+	}
+	return true, true
+}
+
+// back goes back to what the target may have lost, if that is the error. It is
+// written down at once: a server that is killed before everything is sent again
+// must not go on behind it.
+func (r *runner) back(ctx context.Context, err error) bool {
+	var l Loss
+	if ctx.Err() != nil || !errors.As(err, &l) || l.LostFrom() >= r.next {
+		return false // a connection that this side ends has lost nothing
+	}
+	r.m.cfg.Log.Warn("a route's target may have lost what it took; it is sent again", "route", r.Name, "target", r.Target,
+		"from", l.LostFrom(), "to", r.next-1, "error", clean(err))
+	r.move(l.LostFrom())
+	if err := r.m.save(ctx, []*runner{r}); err != nil && ctx.Err() == nil {
+		r.m.cfg.Log.Warn("where a route went back to was not stored; it is tried again", "route", r.Name, "error", err)
 	}
 	return true
 }

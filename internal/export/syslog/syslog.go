@@ -3,9 +3,9 @@
 // RFC 6587, or as datagrams, which can be lost.
 //
 // Syslog has no acknowledgement. Over TLS and TCP, what was sent counts as
-// delivered when the other machine's kernel has it (the send queue is empty),
-// and the last megabytes of it are kept and sent again on the next connection,
-// because a daemon that ends has perhaps not read them.
+// delivered when the other machine's kernel has it (the send queue is empty).
+// When a connection ends, the last megabytes of it are called lost, so that
+// they are sent again: the daemon has perhaps not read them.
 package syslog
 
 import (
@@ -119,7 +119,6 @@ type Sink struct {
 	conn   *connection // nil until the first event, and after a failure
 
 	window   window
-	fresh    bool // nothing was delivered on the connection yet
 	patience time.Duration
 }
 
@@ -191,22 +190,15 @@ func (s *Sink) Deliver(ctx context.Context, entries []store.Entry) (int, error) 
 		return s.datagrams(ctx, entries)
 	}
 	if s.conn != nil && s.conn.ended() {
-		s.drop()
+		return 0, s.failed("send", s.conn.why)
 	}
 	if s.conn == nil {
 		if err := s.connect(ctx); err != nil {
 			return 0, err
 		}
-	}
-	if s.fresh {
-		err := s.conn.send(ctx, s.window.parts)
-		if err == nil {
-			err = s.conn.settle(ctx, s.patience)
+		if err := s.conn.settle(ctx, s.patience); err != nil {
+			return 0, s.failed("begin to send", err)
 		}
-		if err != nil {
-			return 0, s.failed("begin with what the daemon may have lost", err)
-		}
-		s.fresh = false
 	}
 	var frames, message bytes.Buffer
 	for i := range entries {
@@ -219,27 +211,38 @@ func (s *Sink) Deliver(ctx context.Context, entries []store.Entry) (int, error) 
 	if frames.Len() == 0 {
 		return 0, nil
 	}
-	if err := s.conn.send(ctx, [][]byte{frames.Bytes()}); err != nil {
+	if err := s.conn.send(ctx, frames.Bytes()); err != nil {
 		return 0, s.failed("send", err)
 	}
-	s.window.add(frames.Bytes())
+	s.window.add(entries[0].Index, frames.Len())
 	return len(entries), nil
 }
 
-// drop gives up a connection; what was sent on it last is sent again on the next
-// one.
-func (s *Sink) drop() {
-	// It is of no use any more, whatever closing it says.
-	_ = s.conn.close()
-	s.conn = nil
-}
-
+// failed gives up the connection.
 func (s *Sink) failed(doing string, err error) error {
 	if s.conn != nil {
-		s.drop()
+		_ = s.conn.close() // it is of no use any more, whatever closing it says
+		s.conn = nil
 	}
-	return fmt.Errorf("%s: %w", doing, err)
+	err = fmt.Errorf("%s: %w", doing, err)
+	if len(s.window.parts) == 0 {
+		return err
+	}
+	from := s.window.parts[0].first
+	s.window = window{}
+	return &loss{err, from}
 }
+
+// loss says from which event on the daemon may have lost what it took.
+type loss struct {
+	error
+	from int64
+}
+
+func (l *loss) Unwrap() error { return l.error }
+
+// LostFrom implements what a route looks for in an error.
+func (l *loss) LostFrom() int64 { return l.from }
 
 // How long connecting may take, and how soon a machine that does not answer is
 // given up.
@@ -269,7 +272,7 @@ func (s *Sink) connect(ctx context.Context) error {
 		c.conn = t
 	}
 	c.reading.Go(c.listen)
-	s.conn, s.fresh = c, true
+	s.conn = c
 	return nil
 }
 
@@ -370,7 +373,7 @@ const (
 
 // send writes, and waits until the other side's kernel has acknowledged all of
 // it.
-func (c *connection) send(ctx context.Context, parts [][]byte) error {
+func (c *connection) send(ctx context.Context, frames []byte) error {
 	until, ok := ctx.Deadline()
 	if !ok {
 		until = time.Now().Add(dialTimeout)
@@ -383,10 +386,8 @@ func (c *connection) send(ctx context.Context, parts [][]byte) error {
 		_ = c.tcp.SetWriteDeadline(time.Unix(1, 0))
 	})
 	defer stop()
-	for _, p := range parts {
-		if _, err := c.conn.Write(p); err != nil {
-			return err
-		}
+	if _, err := c.conn.Write(frames); err != nil {
+		return err
 	}
 	raw, err := c.tcp.SyscallConn()
 	if err != nil {
@@ -420,24 +421,27 @@ func (c *connection) send(ctx context.Context, parts [][]byte) error {
 	}
 }
 
-// windowBytes is how much of what was sent is kept: more than the largest
-// receive buffer of a Linux machine with its usual settings (6 MiB), which is
-// what a daemon that ends cannot have read.
+// windowBytes is how much of what was sent a daemon that ends may not have read:
+// more than the largest receive buffer of a Linux machine with its usual
+// settings (6 MiB).
 const windowBytes = 8 << 20
 
-// window is what was sent last.
+// window is what was sent last on a connection.
 type window struct {
-	parts [][]byte
+	parts []part
 	bytes int
 }
 
-func (w *window) add(part []byte) {
-	w.parts, w.bytes = append(w.parts, part), w.bytes+len(part)
-	n := 0
-	for w.bytes-len(w.parts[n]) > windowBytes {
-		w.bytes -= len(w.parts[n])
-		w.parts[n] = nil
-		n++
+// part is what was sent at once: the index of its first event, and its size.
+type part struct {
+	first int64
+	bytes int
+}
+
+func (w *window) add(first int64, bytes int) {
+	w.parts, w.bytes = append(w.parts, part{first, bytes}), w.bytes+bytes
+	for w.bytes-w.parts[0].bytes > windowBytes {
+		w.bytes -= w.parts[0].bytes
+		w.parts = w.parts[1:]
 	}
-	w.parts = w.parts[n:]
 }

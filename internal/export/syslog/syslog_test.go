@@ -163,21 +163,36 @@ func open(t *testing.T, c Config) *Sink {
 	return s
 }
 
-// deliver delivers as a route does: again, until everything is taken.
-func deliver(t *testing.T, s *Sink, events []store.Entry) {
-	t.Helper()
-	for limit := time.Now().Add(30 * time.Second); ; {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		taken, err := s.Deliver(ctx, events)
-		cancel()
-		if events = events[taken:]; err == nil {
-			return
+// follower delivers as a route does: again, until everything is taken, and
+// from further back when something may be lost.
+type follower struct {
+	t    *testing.T
+	sink *Sink
+	next int64
+}
+
+func (f *follower) deliver(to int64) {
+	f.t.Helper()
+	for limit := time.Now().Add(30 * time.Second); f.next < to; {
+		if err := f.attempt(entries(f.next, to)); err != nil {
+			if time.Now().After(limit) {
+				f.t.Fatalf("not delivered: %v", err)
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
-		if time.Now().After(limit) {
-			t.Fatalf("not delivered: %v", err)
-		}
-		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+func (f *follower) attempt(e []store.Entry) error {
+	ctx, cancel := context.WithTimeout(f.t.Context(), 5*time.Second)
+	defer cancel()
+	taken, err := f.sink.Deliver(ctx, e)
+	f.next += int64(taken)
+	var l interface{ LostFrom() int64 }
+	if errors.As(err, &l) {
+		f.next = l.LostFrom()
+	}
+	return err
 }
 
 // listen opens a port for a daemon that a test plays.
@@ -277,10 +292,15 @@ func TestWhatADaemonMayNotHaveReadIsSentAgain(t *testing.T) {
 			first <- c // and does not read
 		}
 	}()
-	deliver(t, s, entries(0, 5)) // its kernel has them
+	f := &follower{t: t, sink: s}
+	f.deliver(3)
+	f.deliver(5) // its kernel has them
 	broken := s.Broken()
 	_ = (<-first).Close()
 	<-broken
+	if err := f.attempt(nil); err == nil || f.next != 0 { // as when idle
+		t.Errorf("the route is at %d, %v", f.next, err)
+	}
 	got := make(chan string, 10)
 	go func() {
 		defer close(got)
@@ -297,8 +317,7 @@ func TestWhatADaemonMayNotHaveReadIsSentAgain(t *testing.T) {
 			got <- m
 		}
 	}()
-	deliver(t, s, nil) // as when idle
-	deliver(t, s, entries(5, 6))
+	f.deliver(6)
 	for n := range 6 {
 		if m := <-got; !strings.Contains(m, fmt.Sprintf(`position="%d"`, n)) {
 			t.Errorf("message %d is %s", n, m)
@@ -308,15 +327,15 @@ func TestWhatADaemonMayNotHaveReadIsSentAgain(t *testing.T) {
 
 func TestTheWindowIsBounded(t *testing.T) {
 	var w window
-	for range 100 {
-		w.add(make([]byte, 1<<20))
+	for n := range int64(100) {
+		w.add(n, 1<<20)
 	}
-	if w.bytes > windowBytes+1<<20 || w.bytes < windowBytes {
-		t.Errorf("keeps %d bytes in %d parts", w.bytes, len(w.parts))
+	if w.bytes > windowBytes+1<<20 || w.bytes < windowBytes || w.parts[0].first < 90 {
+		t.Errorf("%d bytes from %d on", w.bytes, w.parts[0].first)
 	}
-	w.add(make([]byte, 2*windowBytes)) // one alone is kept whole
+	w.add(100, 2*windowBytes) // one alone counts as a whole
 	if len(w.parts) != 1 {
-		t.Errorf("keeps %d parts", len(w.parts))
+		t.Errorf("%d parts", len(w.parts))
 	}
 }
 
@@ -327,8 +346,8 @@ func TestDatagramsGoToASocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	s := open(t, Config{Transport: TransportUnix, Address: path})
-	deliver(t, s, entries(0, 2))
+	f := &follower{t: t, sink: open(t, Config{Transport: TransportUnix, Address: path})}
+	f.deliver(2)
 	b := make([]byte, 9000)
 	for n := range 2 {
 		m, err := l.Read(b)
@@ -444,10 +463,10 @@ func (r *rsyslog) wantAll(n int64) {
 
 func TestARealDaemonGetsEverythingThoughItIsKilled(t *testing.T) {
 	r := newRsyslog(t, "", "")
-	s := open(t, Config{Transport: TransportTCP, Address: r.address()})
+	f := &follower{t: t, sink: open(t, Config{Transport: TransportTCP, Address: r.address()})}
 	const each = 300
 	for round := range int64(4) {
-		deliver(t, s, entries(round*each, (round+1)*each))
+		f.deliver((round + 1) * each)
 		if round < 3 {
 			r.kill() // with what it has not written yet
 			r.start()
@@ -512,10 +531,10 @@ func TestARealDaemonIsReachedOverTLSAndOnlyTheRightOne(t *testing.T) {
 		}
 		_ = s.Close()
 	}
-	s := open(t, Config{Address: r.address(), TLS: secure.TLS{CAFile: ca, CertFile: cert, KeyFile: key, ServerName: name}})
-	deliver(t, s, entries(0, 200))
+	f := &follower{t: t, sink: open(t, Config{Address: r.address(), TLS: secure.TLS{CAFile: ca, CertFile: cert, KeyFile: key, ServerName: name}})}
+	f.deliver(200)
 	r.kill()
 	r.start()
-	deliver(t, s, entries(200, 400))
+	f.deliver(400)
 	r.wantAll(400)
 }

@@ -78,20 +78,23 @@ const (
 var errStreamEnd = errors.New("the stream ended")
 
 func (t *tail) run(ctx context.Context) error {
-	wait := tailShortest
+	wait, renewed := tailShortest, false
 	for {
 		before := t.last
 		err := t.once(ctx)
+		if t.last != before {
+			wait, renewed = tailShortest, false
+		}
+		var refused *apiError
+		unknown := errors.As(err, &refused) && refused.Status == http.StatusUnauthorized
 		switch {
 		case ctx.Err() != nil:
 			return errInterrupted
-		case err == nil:
-			return nil
+		case unknown && !renewed: // the token may have been revoked, and the session not
+			t.s.Expires, renewed = time.Time{}, true
+			continue
 		case t.last == "" || !passes(err):
 			return err
-		}
-		if t.last != before {
-			wait = tailShortest
 		}
 		pause := wait/2 + rand.N(wait/2) //nolint:gosec // so that not all come again at once
 		fmt.Fprintf(t.s.cmd.ErrOrStderr(), "The connection is lost (%s). Trying again in %s.\n", plain(err.Error()), pause.Round(100*time.Millisecond))
@@ -122,8 +125,7 @@ func (o *outputError) Unwrap() error { return o.error }
 // errOver is a stream that ended for good, with the reason.
 var errOver = errors.New("the server ended the stream")
 
-// once follows over one connection. It returns nil only when nothing more is
-// to come.
+// once follows over one connection, and returns why it ended.
 func (t *tail) once(ctx context.Context) error {
 	if err := t.s.freshen(); err != nil {
 		return err

@@ -544,7 +544,7 @@ func (s *Store) readBlock(ctx context.Context, at int64, into blockTerms) (err e
 	return nil
 }
 
-func readBlockOf(ctx context.Context, tx *sql.Tx, day int, at int64, into blockTerms) (err error) {
+func readBlockOf(ctx context.Context, tx querier, day int, at int64, into blockTerms) (err error) {
 	rows, err := tx.QueryContext(ctx, fmt.Sprintf("SELECT seq, time, account, action, outcome, severity, initiator, authn, target FROM events_%d "+
 		"WHERE seq > ? AND seq <= ?", day), at<<blockBits, (at+1)<<blockBits)
 	if err != nil {

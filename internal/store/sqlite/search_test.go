@@ -3,6 +3,7 @@ package sqlite_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -260,6 +261,28 @@ func TestAnIndexThatWasChangedIsAnErrorAndNoMore(t *testing.T) {
 		t.Fatal(err)
 	}
 	day := store.Day(events[len(events)/2].Time)
+	if err := s.CheckIndex(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, hide := range []string{
+		"UPDATE terms_%[1]d SET events = x'00' WHERE term = (SELECT max(term) FROM terms_%[1]d)",
+		"DELETE FROM terms_%d WHERE substr(term, 1, 1) = x'6f'", "INSERT INTO terms_%d VALUES ('x', 1, x'000001')", "DROP TABLE terms_%d",
+	} {
+		other := filepath.Join(t.TempDir(), "copy.db")
+		execute(t, file, "VACUUM INTO '"+other+"'")
+		execute(t, other, fmt.Sprintf(hide, day))
+		changed, err := sqlite.OpenReadOnly(ctx, other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wrong *sqlite.IndexError
+		if err := changed.CheckIndex(ctx); !errors.As(err, &wrong) || wrong.Day != day {
+			t.Errorf("%s: %v", hide, err)
+		}
+		if err := changed.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 	for _, b := range []string{"x''", "x'00'", "x'09'", "x'0000'", "x'00ffff'", "x'02ff'", "'text'", "zeroblob(513)", "zeroblob(529)"} {
 		execute(t, file, fmt.Sprintf("UPDATE terms_%d SET events = %s", day, b))
 		q := store.Query{AccountID: "account0", Outcome: "failure", ActionPrefix: "s", Limit: 10}

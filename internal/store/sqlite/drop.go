@@ -21,7 +21,7 @@ import (
 // which each is short enough for a token to wait behind it.
 const (
 	goneTable  = "gone_"
-	sliceRows  = 2000 // events or rows of hashes
+	sliceRows  = 1000 // events or rows of hashes
 	slicePages = 500
 )
 
@@ -189,9 +189,15 @@ func (s *Store) Reclaim(ctx context.Context) error {
 			return fmt.Errorf("free the hashes of dropped days: %w", err)
 		}
 		if done {
-			return nil
+			break
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.check(); err != nil {
+		return err
+	}
+	return s.settle(context.WithoutCancel(ctx))
 }
 
 // slice runs one short transaction.
@@ -314,7 +320,9 @@ func (s *Store) shrink(ctx context.Context, keep int64) (done bool, err error) {
 	} else {
 		free = min(free-most, slicePages)
 	}
-	s.files.main.shrink((pages - free) * size)
+	// With the pages go some that only keep account of them.
+	s.files.main.shrinking = true
+	s.files.main.floor = min(s.files.main.floor, max(0, pages-free-free/100-2)*size)
 	if _, err := s.write.ExecContext(ctx, fmt.Sprintf("PRAGMA incremental_vacuum(%d)", free)); err != nil {
 		return false, err
 	}
@@ -322,16 +330,15 @@ func (s *Store) shrink(ctx context.Context, keep int64) (done bool, err error) {
 }
 
 // settle brings the write-ahead log into the main file, which only then becomes
-// smaller. Readers may hinder it; then a later commit does it.
+// smaller. Readers may hinder it; then a later commit or settle does it.
 func (s *Store) settle(ctx context.Context) error {
-	var busy, inLog, done int
-	return s.write.QueryRowContext(ctx, "PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &inLog, &done)
-}
-
-// shrink says that the file is about to become smaller: to so many bytes.
-func (h *held) shrink(to int64) {
-	if h.shrunk == 0 {
-		h.shrunk = h.floor
+	if !s.files.main.shrinking {
+		return nil
 	}
-	h.floor = min(h.floor, to)
+	var busy, inLog, done int
+	if err := s.write.QueryRowContext(ctx, "PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &inLog, &done); err != nil {
+		return err
+	}
+	s.files.main.shrinking = busy != 0 || inLog != done
+	return s.check()
 }

@@ -34,9 +34,9 @@ type held struct {
 	floor int64  // bytes that it must have
 	limit int64  // above which it may be cut by SQLite itself; 0 is never
 
-	// shrunk is the size that the file had when it began to be made smaller,
-	// until that is seen to have happened.
-	shrunk int64
+	// shrinking says that SQLite is going to cut the file, when the readers let
+	// it; until then floor is what it may become.
+	shrinking bool
 }
 
 // files are the main file and the write-ahead log. They are held open beside
@@ -116,10 +116,7 @@ func (h *held) check() error {
 	} else if n > 0 && string(begins[:n]) != string(h.magic) || n == 0 && h.floor > 0 {
 		return damaged("was overwritten by something else than this program")
 	}
-	if h.shrunk > 0 && size < h.shrunk {
-		h.shrunk = 0
-	}
-	if h.shrunk == 0 {
+	if !h.shrinking {
 		h.floor = size
 		if h.limit > 0 {
 			h.floor = min(size, h.limit)

@@ -121,6 +121,7 @@ type Call struct {
 	w       http.ResponseWriter
 	trace   activity.Trace
 	permits permits
+	decided bool   // that it was asked whether the caller may do something
 	about   Target // see About
 }
 
@@ -246,6 +247,9 @@ func List(f *Family, pattern, action string, list func(c *Call, may func(resourc
 			return Reply{}, err
 		}
 		reply, err := list(c, func(resource map[string]string) bool { return c.May(action, resource) })
+		if err == nil && !c.decided {
+			c.countEmpty(action)
+		}
 		return reply, c.recordDenial(action, Target{}, err)
 	})
 }
@@ -575,6 +579,7 @@ func (c *Call) decide(action string, resource map[string]string) access.Decision
 func (c *Call) decideThrough(v access.View, action string, resource map[string]string) access.Decision {
 	q := access.Request{Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: resource, Time: c.Now()}
 	d := access.Decide(v, q)
+	c.decided = true
 	if d.Allowed {
 		c.permits.count(c.Usage, q, d.Policy)
 	}

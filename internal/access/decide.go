@@ -178,6 +178,30 @@ func holding(v View, q Request) []*Policy {
 	})
 }
 
+// Possible returns the policies of the subject that would allow the action on
+// some resource of the service that the request names, if there were such a
+// one: they name the subject, and one of their roles contains the action. A
+// service that acts through its CRN has none.
+func Possible(v View, q Request) []*Policy {
+	account := q.Resource[AccountID]
+	if q.AccountID == "" || account != q.AccountID {
+		return nil
+	}
+	c, service := v.Catalog(account), q.Resource[ServiceName]
+	var out []*Policy
+	for _, subject := range append([]string{q.Subject}, v.GroupsOf(account, q.Subject, q.Time)...) {
+		for _, p := range v.PoliciesOf(account, subject, service) {
+			about := !slices.ContainsFunc(p.Resource, func(a Attribute) bool {
+				return slices.Contains([]string{AccountID, ServiceName, ServiceType, ServiceGroupID}, a.Key) && !a.covers(c, q.Resource)
+			})
+			if about && slices.ContainsFunc(p.Roles, func(role string) bool { return c.Grants(role, service, q.Action) }) {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
 // Grants reports whether an active policy, whoever its subject is, allows the
 // action of the request on its resource now.
 func (p *Policy) Grants(c *Catalog, q Request) bool {

@@ -327,6 +327,9 @@ func (r *recommender) fits(u *Use, p *Policy, all bool) bool {
 
 // fits reports whether some, or all, of the values meet the demand.
 func (a Attribute) fits(v Values, all bool) bool {
+	if len(v.List) == 0 && !v.Absent && !v.Many {
+		return true // nothing was touched: a list was asked for, and was empty
+	}
 	some := v.Many
 	if v.Many && all {
 		return false

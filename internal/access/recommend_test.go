@@ -47,14 +47,16 @@ func (l *ledger) evidence(v sliceView, since time.Time) access.Evidence {
 	return e
 }
 
-// drawWorkersRequest draws a request as the server makes them: the type of a
-// service that is named follows from its name.
+// drawWorkersRequest draws a request as the server makes them: the name of a
+// service is not empty, and its type follows from it.
 func drawWorkersRequest(t *rapid.T) access.Request {
 	q := drawRequest(t)
 	q.Subject, q.AccountID, q.Resource[access.AccountID] = worker, accountA, accountA
 	if q.Resource[access.ServiceName] != "" {
 		delete(q.Resource, access.ServiceType)
 		delete(q.Resource, access.ServiceGroupID)
+	} else {
+		delete(q.Resource, access.ServiceName)
 	}
 	return q
 }

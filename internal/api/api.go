@@ -133,6 +133,7 @@ type Call struct {
 	w       http.ResponseWriter
 	trace   activity.Trace
 	permits permits
+	asked   bool          // whether the caller may do something
 	about   Target        // see About
 	decided decided       // see decisions.go
 	refused *token.Claims // of a token that does not count any more
@@ -266,6 +267,9 @@ func List(f *Family, pattern, action string, list func(c *Call, may func(resourc
 		}
 		c.decided.together = true
 		reply, err := list(c, func(resource map[string]string) bool { return c.May(action, resource) })
+		if err == nil && !c.asked {
+			c.countEmpty(action)
+		}
 		return reply, c.recordDenial(action, Target{}, err)
 	})
 }
@@ -591,6 +595,7 @@ func (c *Call) decide(action string, resource map[string]string) access.Decision
 func (c *Call) decideThrough(v access.View, action string, resource map[string]string) access.Decision {
 	q := access.Request{Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: resource, Time: c.Now()}
 	d := access.Decide(v, q)
+	c.asked = true
 	c.noteOwn(q, d)
 	if d.Allowed {
 		c.permits.count(c.Usage, q, d.Policy)

@@ -2,6 +2,7 @@ package api
 
 import (
 	"slices"
+	"strings"
 
 	"tabard.dev/tabard/internal/access"
 	"tabard.dev/tabard/internal/usage"
@@ -22,9 +23,23 @@ const manyPermits = 16
 
 func (p *permits) count(t *usage.Tracker, q access.Request, by *access.Policy) {
 	again := p.add(permit{policy: by.ID, service: q.Resource[access.ServiceName], action: q.Action})
-	t.Use(q, by, again)
+	way := usage.Once
+	if again {
+		way = usage.Again
+	}
+	t.Use(q, by, way)
 	if !again && !p.add(permit{policy: by.ID}) {
 		t.Permit(by.ID, q.Time)
+	}
+}
+
+// countEmpty counts a list that had nothing to decide on. The policies that
+// would have shown something are in use no less than when there is something.
+func (c *Call) countEmpty(action string) {
+	service, _, _ := strings.Cut(action, ".")
+	q := access.Request{Subject: c.Caller.IAMID, AccountID: c.Account(), Action: action, Resource: c.InAccount(service), Time: c.Now()}
+	for _, p := range access.Possible(c.Directory, q) {
+		c.Usage.Use(q, p, usage.Empty)
 	}
 }
 

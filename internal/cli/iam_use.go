@@ -284,9 +284,12 @@ func (a *advised) print(w io.Writer) {
 		fmt.Fprintf(w, "  used earlier: %s\n", plain(u.text()))
 	}
 	for _, s := range a.Unused {
-		wrapped(w, fmt.Sprintf("  not used of %s: ", plain(s.Service)), s.Actions)
+		some(w, fmt.Sprintf("  not used of %s: ", plain(s.Service)), s.Actions)
 	}
-	if a.Wider {
+	switch {
+	case a.Wider && len(a.Used) == 0:
+		fmt.Fprintln(w, "  not used: all that it allows")
+	case a.Wider:
 		fmt.Fprintln(w, "  not used: whatever it allows in other services")
 	}
 	for _, s := range a.Smaller {
@@ -295,7 +298,7 @@ func (a *advised) print(w io.Writer) {
 			wrapped(w, fmt.Sprintf("    with a new role %s: ", plain(s.Role.Name)), s.Role.Actions)
 		}
 		for _, b := range s.Beyond {
-			wrapped(w, fmt.Sprintf("    still allows what was not used of %s: ", plain(b.Service)), b.Actions)
+			some(w, fmt.Sprintf("    still allows what was not used of %s: ", plain(b.Service)), b.Actions)
 		}
 	}
 	if len(a.Instead) > 0 {
@@ -322,6 +325,17 @@ func (u *usedAction) text() string {
 		s += "; rare"
 	}
 	return s
+}
+
+// listed is how many actions are shown of a long list.
+const listed = 10
+
+// some prints the first of many words, and how many there are.
+func some(w io.Writer, label string, words []string) {
+	if more := len(words) - listed; more > 1 {
+		words = append(slices.Clone(words[:listed]), fmt.Sprintf("and %d more (tabard iam access-use --unused lists all)", more))
+	}
+	wrapped(w, label, words)
 }
 
 // lineWidth is how long lines of many words get.

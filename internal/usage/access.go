@@ -78,12 +78,22 @@ func newUses() *uses {
 }
 
 func (u *uses) shard(key subjectKey) *shard {
-	return &u.shards[maphash.Comparable(u.seed, key)%shards]
+	return &u.shards[maphash.String(u.seed, key.iamID)%shards]
 }
 
-// Use counts that a policy permitted a request; again says that the request
-// has been counted already, and has now been permitted on one more resource.
-func (t *Tracker) Use(q access.Request, p *access.Policy, again bool) {
+// Way is how a permit came about.
+type Way int
+
+// The ways.
+const (
+	Once  Way = iota // a request
+	Again            // a request that has been counted, and is now permitted on one more resource
+	Empty            // a request to list what there is, when there was nothing to decide on
+)
+
+// Use counts that a policy permitted a request, or would have permitted it to
+// see something.
+func (t *Tracker) Use(q access.Request, p *access.Policy, way Way) {
 	if t == nil {
 		return
 	}
@@ -102,15 +112,18 @@ func (t *Tracker) Use(q access.Request, p *access.Policy, again bool) {
 	if !ok {
 		x = t.uses.add(key, sub, k, q.Time)
 	}
-	if x.note(q, again && ok) {
+	if way == Again && !ok {
+		way = Once
+	}
+	if x.note(q, way) {
 		s.touch(x)
 	}
 }
 
 // note adds a request, or one more resource of it, and reports whether that was
 // anything new.
-func (x *use) note(q access.Request, again bool) bool {
-	changed := !again
+func (x *use) note(q access.Request, way Way) bool {
+	changed := way != Again
 	if changed {
 		x.Count++
 	}
@@ -121,7 +134,7 @@ func (x *use) note(q access.Request, again bool) bool {
 		return changed
 	}
 	x.Days.Add(q.Time)
-	return x.Touched.Add(q.Resource) || changed
+	return way != Empty && x.Touched.Add(q.Resource) || changed
 }
 
 func (s *shard) touch(x *use) {

@@ -58,12 +58,12 @@ func TestPermitsCountByPolicyServiceAndAction(t *testing.T) {
 	p.withProfile()
 	now := time.Now().UTC()
 	yesterday := now.AddDate(0, 0, -1)
-	p.Use(request("is", "is.list", yesterday, access.Region, "us-south"), policy("p1"), false)
-	p.Use(request("is", "is.list", now, access.Region, "eu-de"), policy("p1"), false)
-	p.Use(request("is", "is.list", now, access.Region, "jp-tok"), policy("p1"), true) // of the same request
-	p.Use(request("is", "is.create", now), policy("p1"), false)
-	p.Use(request("kms", "is.list", now), policy("p1"), false)
-	p.Use(request("is", "is.list", now), policy("p2"), false)
+	p.Use(request("is", "is.list", yesterday, access.Region, "us-south"), policy("p1"), usage.Once)
+	p.Use(request("is", "is.list", now, access.Region, "eu-de"), policy("p1"), usage.Once)
+	p.Use(request("is", "is.list", now, access.Region, "jp-tok"), policy("p1"), usage.Again) // of the same request
+	p.Use(request("is", "is.create", now), policy("p1"), usage.Once)
+	p.Use(request("kms", "is.list", now), policy("p1"), usage.Once)
+	p.Use(request("is", "is.list", now), policy("p2"), usage.Once)
 	check := func() {
 		t.Helper()
 		all := p.Uses(account, "iam-"+profile)
@@ -89,7 +89,7 @@ func TestPermitsCountByPolicyServiceAndAction(t *testing.T) {
 	if whole := p.Uses(account, ""); len(whole) != 4 {
 		t.Errorf("the account sees %+v", whole)
 	}
-	p.Use(request("is", "is.list", now, access.Region, "us-east"), policy("p1"), false)
+	p.Use(request("is", "is.list", now, access.Region, "us-east"), policy("p1"), usage.Once)
 	p.flush()
 	p.restart()
 	if u := p.Uses(account, "")[1]; u.Count != 3 || len(u.Touched.Region.List) != 4 {
@@ -112,7 +112,7 @@ func TestWhenCountingBeganIsRemembered(t *testing.T) {
 		t.Errorf("the record of that is a count: %d, %s", n, at)
 	}
 	var none *usage.Tracker
-	none.Use(request("is", "is.list", time.Now()), policy("p"), false)
+	none.Use(request("is", "is.list", time.Now()), policy("p"), usage.Once)
 	if none.Uses(account, "") != nil || !none.Since().IsZero() {
 		t.Error("a nil tracker knows something")
 	}
@@ -126,15 +126,15 @@ func TestACallerCannotFillTheMemory(t *testing.T) {
 	p.withProfile()
 	now := time.Now()
 	for i := range usage.MaxUsesPerSubject + 500 {
-		p.Use(request(fmt.Sprint("service-", i), "iam.policy.read", now), policy("p"), false)
+		p.Use(request(fmt.Sprint("service-", i), "iam.policy.read", now), policy("p"), usage.Once)
 	}
-	p.Use(request(strings.Repeat("s", 10_000), "iam.policy.read", now), policy("p"), false)
+	p.Use(request(strings.Repeat("s", 10_000), "iam.policy.read", now), policy("p"), usage.Once)
 	for i := range 1000 {
-		p.Use(request("service-0", "iam.policy.read", now, access.Region, fmt.Sprint("r", i), access.ServiceInstance, strings.Repeat("i", 2000)), policy("p"), true)
+		p.Use(request("service-0", "iam.policy.read", now, access.Region, fmt.Sprint("r", i), access.ServiceInstance, strings.Repeat("i", 2000)), policy("p"), usage.Again)
 	}
 	other := request("is", "is.list", now)
 	other.Subject = "iam-ServiceId-0f3b"
-	p.Use(other, policy("p"), false)
+	p.Use(other, policy("p"), usage.Once)
 	check := func() {
 		t.Helper()
 		all := p.Uses(account, "iam-"+profile)
@@ -164,7 +164,7 @@ func TestMadeUpServicesShareOneSubject(t *testing.T) {
 	for i := range 3 * usage.MaxUsesPerSubject {
 		q := request("kms", "kms.read", time.Now())
 		q.Subject = fmt.Sprintf("crn-crn:v1:bluemix:public:lib:us-south:a/%s:instance-%d::", account, i)
-		p.Use(q, policy("p"), false)
+		p.Use(q, policy("p"), usage.Once)
 	}
 	if all := p.Uses(account, ""); len(all) != 1 || all[0].Subject != "crn" || all[0].Count != 3*usage.MaxUsesPerSubject {
 		t.Errorf("%d records: %+v", len(all), all[0])
@@ -174,7 +174,7 @@ func TestMadeUpServicesShareOneSubject(t *testing.T) {
 func TestTheUseOfAnIdentityThatIsGoneIsRemoved(t *testing.T) {
 	p := start(t)
 	p.withProfile()
-	p.Use(request("is", "is.list", time.Now()), policy("p"), false)
+	p.Use(request("is", "is.list", time.Now()), policy("p"), usage.Once)
 	p.flush()
 	if p.dir.AccessUses.Len() != 1 {
 		t.Fatal("nothing was written")
@@ -188,7 +188,7 @@ func TestTheUseOfAnIdentityThatIsGoneIsRemoved(t *testing.T) {
 	}
 	// A write that fails leaves it to the next one, and so does a crash.
 	p.store.failAfter(0)
-	p.Use(request("is", "is.list", time.Now()), policy("p"), false)
+	p.Use(request("is", "is.list", time.Now()), policy("p"), usage.Once)
 	_ = p.Flush(context.Background())
 	p.store.failAfter(-1)
 	p.flush()
@@ -200,7 +200,7 @@ func TestTheUseOfAnIdentityThatIsGoneIsRemoved(t *testing.T) {
 func TestUseOfWhomNobodyKnowsIsRemovedAfterACrash(t *testing.T) {
 	p := start(t)
 	p.withProfile()
-	p.Use(request("is", "is.list", time.Now()), policy("p"), false)
+	p.Use(request("is", "is.list", time.Now()), policy("p"), usage.Once)
 	p.flush()
 	if err := p.dir.Update(context.Background(), "test", func(tx *directory.Tx) error {
 		it, _ := p.dir.Profiles.Get(profile)
@@ -219,8 +219,8 @@ func TestUseOfWhomNobodyKnowsIsRemovedAfterACrash(t *testing.T) {
 func TestUseOfMoreThanAYearAgoIsForgotten(t *testing.T) {
 	p := start(t)
 	p.withProfile()
-	p.Use(request("is", "is.list", time.Now().AddDate(-2, 0, 0)), policy("p"), false)
-	p.Use(request("is", "is.create", time.Now().AddDate(0, 0, -400)), policy("p"), false)
+	p.Use(request("is", "is.list", time.Now().AddDate(-2, 0, 0)), policy("p"), usage.Once)
+	p.Use(request("is", "is.create", time.Now().AddDate(0, 0, -400)), policy("p"), usage.Once)
 	p.flush()
 	if u := p.only(); u.Action != "is.create" {
 		t.Errorf("%+v", u)
@@ -235,13 +235,13 @@ func TestUseThatCouldNotBeWrittenIsWrittenLater(t *testing.T) {
 	p := start(t)
 	p.withProfile()
 	p.flush()
-	p.Use(request("is", "is.list", time.Now()), policy("p"), false)
+	p.Use(request("is", "is.list", time.Now()), policy("p"), usage.Once)
 	p.store.failAfter(0)
 	if err := p.Flush(context.Background()); err == nil {
 		t.Fatal("no error")
 	}
 	p.store.failAfter(-1)
-	p.Use(request("is", "is.list", time.Now()), policy("p"), false)
+	p.Use(request("is", "is.list", time.Now()), policy("p"), usage.Once)
 	p.flush()
 	p.restart()
 	if u := p.only(); u.Count != 2 {
@@ -268,7 +268,7 @@ func TestNoUseIsLostUnderConcurrency(t *testing.T) {
 	for side := range sides {
 		users.Go(func() {
 			for i := range rounds {
-				p.Use(request("is", "is.list", time.Now(), access.Region, fmt.Sprint("r", i%20)), policy("p"), false)
+				p.Use(request("is", "is.list", time.Now(), access.Region, fmt.Sprint("r", i%20)), policy("p"), usage.Once)
 				if side == 0 && i%50 == 0 {
 					p.Uses(account, "")
 				}
@@ -300,17 +300,17 @@ func BenchmarkPermit(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			tracker.Permit(by.ID, now)
-			tracker.Use(q, by, false)
+			tracker.Use(q, by, usage.Once)
 		}
 	})
 	b.Run("one more resource of a request", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			tracker.Use(q, by, true)
+			tracker.Use(q, by, usage.Again)
 		}
 	})
 	for name, use := range map[string]func(){
-		"policy, in parallel": func() { tracker.Permit(by.ID, now) }, "policy and action, in parallel": func() { tracker.Permit(by.ID, now); tracker.Use(q, by, false) },
+		"policy, in parallel": func() { tracker.Permit(by.ID, now) }, "policy and action, in parallel": func() { tracker.Permit(by.ID, now); tracker.Use(q, by, usage.Once) },
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {

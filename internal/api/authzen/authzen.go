@@ -18,6 +18,7 @@ import (
 	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/crn"
 	"tabard.dev/tabard/internal/fault"
+	"tabard.dev/tabard/internal/usage"
 )
 
 // MaxAge is how long a decision may be kept by whoever asked, in seconds. It
@@ -149,7 +150,7 @@ func (h *handler) decide(c *api.Call, q question) (answer, error) {
 	if d.Allowed {
 		out.Context.PolicyID = d.Policy.ID
 		c.Usage.Permit(d.Policy.ID, c.Now())
-		c.Usage.Use(request, d.Policy, false)
+		c.Usage.Use(request, d.Policy, usage.Once)
 	}
 	return out, nil
 }

@@ -1,6 +1,7 @@
 package otlp
 
 import (
+	"cmp"
 	"encoding/json"
 	"strings"
 	"unicode/utf8"
@@ -25,6 +26,7 @@ type encoder struct {
 }
 
 func newEncoder(instance, version string) encoder {
+	version = cmp.Or(version, "devel") // of a build without one
 	var a attributes
 	a.text("service.name", serviceName)
 	a.text("service.version", version)

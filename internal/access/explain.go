@@ -91,17 +91,26 @@ func (d Decision) Explain() activity.Trace {
 // in as many, the one that came further in the checks is nearer.
 func (d Decision) closest() (*Policy, []obstacle) {
 	var best *Policy
-	var met []obstacle
+	var least int
+	var furthest stage
 	for _, p := range d.refused {
-		var m []obstacle
+		n, first := 0, stageDone
 		obstacles(d.catalog, p, d.request, func(o obstacle) bool {
-			m = append(m, o)
-			return true
+			n, first = n+1, min(first, o.stage)
+			return best == nil || n <= least
 		})
-		if best == nil || cmp.Or(cmp.Compare(len(m), len(met)), cmp.Compare(met[0].stage, m[0].stage), cmp.Compare(p.ID, best.ID)) < 0 {
-			best, met = p, m
+		if best == nil || cmp.Or(cmp.Compare(n, least), cmp.Compare(furthest, first), cmp.Compare(p.ID, best.ID)) < 0 {
+			best, least, furthest = p, n, first
 		}
 	}
+	if best == nil {
+		return nil, nil
+	}
+	met := make([]obstacle, 0, least)
+	obstacles(d.catalog, best, d.request, func(o obstacle) bool {
+		met = append(met, o)
+		return true
+	})
 	return best, met
 }
 

@@ -1,7 +1,6 @@
 package activity
 
 import (
-	"regexp"
 	"strings"
 	"unicode"
 )
@@ -95,9 +94,6 @@ func (c *Change) bounded() *Change {
 	return c
 }
 
-// bare are the words that no shell reads as anything but themselves.
-var bare = regexp.MustCompile(`^[A-Za-z0-9/-][A-Za-z0-9_@+=:,./-]*$`)
-
 // Command writes a command line whose words a POSIX shell reads as they are
 // given here, whoever has chosen them. It is "" when a word cannot be printed,
 // or all of them are too long to be a help.
@@ -108,10 +104,10 @@ func Command(words ...string) string {
 			b.WriteByte(' ')
 		}
 		switch {
+		case bare(w):
+			b.WriteString(w)
 		case strings.ContainsFunc(w, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }):
 			return ""
-		case bare.MatchString(w):
-			b.WriteString(w)
 		default:
 			b.WriteString("'" + strings.ReplaceAll(w, "'", `'\''`) + "'")
 		}
@@ -120,4 +116,16 @@ func Command(words ...string) string {
 		}
 	}
 	return b.String()
+}
+
+// bare reports whether no shell reads a word as anything but itself.
+func bare(w string) bool {
+	for i := range len(w) {
+		c := w[i]
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '/' || c == '-'
+		if !letter && (i == 0 || strings.IndexByte("_@+=:,.", c) < 0) {
+			return false
+		}
+	}
+	return w != ""
 }

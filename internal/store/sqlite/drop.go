@@ -65,7 +65,7 @@ func (s *Store) recordDrop(ctx context.Context, day int, b store.Batch) (err err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, rollback(tx))
+			err = s.failed(tx, err)
 		}
 	}()
 	edge, err := s.append(ctx, tx, b.Events)
@@ -217,7 +217,7 @@ func (s *Store) slice(ctx context.Context, f func(context.Context, *sql.Tx) (don
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, rollback(tx))
+			err = s.failed(tx, err)
 		}
 	}()
 	if done, err = f(ctx, tx); err != nil {

@@ -103,8 +103,10 @@ func TestAFileThatIsRemovedIsNoticedAndPutBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			wantLost(t, s.CheckFiles(), false)
-			for range 3 {
-				wantLost(t, add(s, 50), false)
+			if !strings.Contains(what, "shared memory") { // it has no events
+				for range 3 {
+					wantLost(t, add(s, 50), false)
+				}
 			}
 			if _, err := s.Events(ctx, store.Query{AccountID: "a", Limit: 10}); err != nil {
 				t.Errorf("events are not read any more: %v", err)

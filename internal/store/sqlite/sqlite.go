@@ -304,9 +304,6 @@ func (s *Store) Load(ctx context.Context, f func(store.Record) error) (err error
 func (s *Store) Commit(ctx context.Context, b store.Batch) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.check(); err != nil {
-		return err
-	}
 	// A commit that has begun is finished or rolled back as a whole; the
 	// caller's cancellation must not leave its outcome unknown.
 	ctx = context.WithoutCancel(ctx)
@@ -319,7 +316,7 @@ func (s *Store) Commit(ctx context.Context, b store.Batch) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, rollback(tx))
+			err = s.failed(tx, err)
 		}
 	}()
 	for _, d := range b.Deletes {
@@ -367,13 +364,21 @@ func (s *Store) committed() error {
 	return err
 }
 
-// rollback undoes what is left of a transaction: one that could not be committed
-// has been rolled back by the driver.
-func rollback(tx *sql.Tx) error {
-	if err := tx.Rollback(); err != nil && !errors.Is(err, sql.ErrTxDone) {
-		return err
+// failed undoes what is left of a transaction, and tells when its files are the
+// reason for its failure.
+func (s *Store) failed(tx *sql.Tx, err error) error {
+	// One that could not be committed has been rolled back by the driver, and one
+	// that met an error of the disk by SQLite.
+	var e *sqlite.Error
+	undone := tx.Rollback()
+	if undone != nil && !errors.Is(undone, sql.ErrTxDone) && !(errors.As(undone, &e) && e.Code() == sqlite3.SQLITE_ERROR) {
+		err = errors.Join(err, undone)
 	}
-	return nil
+	var lost *store.LostError
+	if is := s.check(); errors.As(is, &lost) && !errors.As(err, &lost) {
+		return errors.Join(is, err)
+	}
+	return err
 }
 
 // append writes events and the hashes of the tree over them. The edge that it
@@ -480,6 +485,9 @@ func (s *Store) openDays(ctx context.Context, events []store.Event) error {
 		day := store.Day(e.Time)
 		if s.inserts[day] != nil {
 			continue
+		}
+		if err := s.check(); err != nil {
+			return err
 		}
 		if _, err := s.write.ExecContext(ctx, dayTable(day)); err != nil {
 			return err

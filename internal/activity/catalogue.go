@@ -210,7 +210,10 @@ func Catalogue() []Section {
 		},
 		{
 			Title: "The activity log", Same: sameOfChanges,
-			Entries: []Entry{says(Critical, "activity.settings.update", "`request_body` has the old and the new value.")},
+			Entries: []Entry{
+				says(Critical, "activity.settings.update", "`request_body` has the old and the new value."),
+				says(Warning, ReserveRelease, "responseData: what was `released`, and what is `free` now."),
+			},
 		},
 	}
 }

@@ -482,7 +482,7 @@ func (d *Directory) Update(ctx context.Context, by string, f func(*Tx) error) er
 	// What the store has, though it does not promise to keep it, is what later
 	// changes start from.
 	var lost *store.LostError
-	if err != nil && !(errors.As(err, &lost) && lost.Committed) {
+	if err != nil && (!errors.As(err, &lost) || !lost.Committed) {
 		return d.refused(err)
 	}
 	d.mu.Lock()

@@ -278,7 +278,10 @@ func TestAnswersThatAreLostOrRefusedLoseNothingAndKeepTheOrder(t *testing.T) {
 		return resp, nil, true
 	})
 	s := sink(t, Config{Brokers: c.ListenAddrs()})
-	failures := deliver(t, s, events(0, 300)) + deliver(t, s, events(300, 300))
+	failures := 0
+	for from := 0; from < 600; from += 50 {
+		failures += deliver(t, s, events(from, 50))
+	}
 	if faults.Load() == 0 {
 		t.Error("nothing went wrong")
 	}

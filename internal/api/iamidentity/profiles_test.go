@@ -394,7 +394,7 @@ func TestLinksOfADeletedResourceGoWithItInEveryAccount(t *testing.T) {
 		ids = d.DeleteLinksOf(tx, instance)
 		return nil
 	}))
-	if len(ids) != 2 || d.LinksByProfile.Len(text(mine, "id")) != 1 || d.LinksByProfile.Len(text(theirs, "id")) != 0 {
+	if len(ids) != 1 || d.LinksByProfile.Len(text(mine, "id")) != 1 || d.LinksByProfile.Len(text(theirs, "id")) != 0 {
 		t.Errorf("deleted %v; %d and %d links are left", ids, d.LinksByProfile.Len(text(mine, "id")), d.LinksByProfile.Len(text(theirs, "id")))
 	}
 }

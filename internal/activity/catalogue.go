@@ -213,6 +213,14 @@ func Catalogue() []Section {
 			Entries: []Entry{
 				says(Critical, "activity.settings.update", "`request_body` has the old and the new value."),
 				says(Warning, ReserveRelease, "responseData: what was `released`, and what is `free` now."),
+				says(Critical, DayDelete, "Of the server's own. responseData: the day, its positions, why it was dropped, and how many of its events no route had delivered yet."),
+				says(Warning, StoreUpdate, "Of the server's own. responseData: the `state` that the store is in, which it `was` in, and `why`. Critical when it takes no writes."),
+				says(Critical, StoreRestore, "Of the server's own. A removed file was put back; responseData has what was `found`."),
+				says(Critical, "activity.route.create", "Of the server's own. requestData: the route's `target`, and `from` where it begins."),
+				says(Critical, "activity.route.delete", "Of the server's own. requestData: `next`, which the route had come to."),
+				says(Critical, "activity.route.fail", "Of the server's own. requestData: the `target` and `since` when it fails."),
+				says(Normal, "activity.route.recover", "Of the server's own. requestData: the `target` and `failing_since`."),
+				says(Critical, "activity.route.lose", "Of the server's own. requestData: the positions that were dropped before the route came to them."),
 			},
 		},
 	}

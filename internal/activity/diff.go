@@ -75,17 +75,25 @@ func diff(out Values, of string, a, b reflect.Value, depth int) {
 	}
 	for _, name := range names {
 		x, y := indirect(before[name]), indirect(after[name])
-		if same(x, y) {
+		if x.IsValid() && y.IsValid() && reflect.DeepEqual(x.Interface(), y.Interface()) {
 			continue
 		}
 		path := of + clipName(name)
+		if lists(x) && lists(y) && !Secret(name) {
+			// Not compared as a whole: lists can be long, and their changes short.
+			if told := listDiff(name, x, y); told != nil {
+				out[path] = told
+			}
+			continue
+		}
+		if same(x, y) {
+			continue
+		}
 		switch {
 		case Secret(name) || opaque(x) || opaque(y):
 			out[path] = Values{"old": shown(name, x, 0), "new": shown(name, y, 0)}
 		case nests(x) && nests(y) && depth < maxDepth:
 			diff(out, path+".", x, y, depth+1)
-		case lists(x) && lists(y):
-			out[path] = listDiff(name, x, y)
 		default:
 			out[path] = Values{"old": shown(name, x, 0), "new": shown(name, y, 0)}
 		}
@@ -93,8 +101,12 @@ func diff(out Values, of string, a, b reflect.Value, depth int) {
 }
 
 // listDiff tells what is in one list and not in the other; a list that is only
-// in another order is told as a whole.
-func listDiff(name string, a, b reflect.Value) Values {
+// in another order is told as a whole. nil means that they are the same.
+func listDiff(name string, whole, next reflect.Value) Values {
+	a, b := whole, next
+	for a.Len() > 0 && b.Len() > 0 && reflect.DeepEqual(a.Index(0).Interface(), b.Index(0).Interface()) {
+		a, b = a.Slice(1, a.Len()), b.Slice(1, b.Len())
+	}
 	count := map[string]int{}
 	for i := range a.Len() {
 		count[encoded(a.Index(i))]++
@@ -117,7 +129,10 @@ func listDiff(name string, a, b reflect.Value) Values {
 	}
 	out := Values{}
 	if len(added) == 0 && len(removed) == 0 {
-		return Values{"old": shown(name, a, 0), "new": shown(name, b, 0)}
+		if same(whole, next) {
+			return nil
+		}
+		return Values{"old": shown(name, whole, 0), "new": shown(name, next, 0)}
 	}
 	for key, items := range map[string][]reflect.Value{"added": added, "removed": removed} {
 		if len(items) > 0 {
@@ -210,7 +225,7 @@ func nests(v reflect.Value) bool {
 }
 
 func lists(v reflect.Value) bool {
-	return v.IsValid() && (v.Kind() == reflect.Slice || v.Kind() == reflect.Array) && !opaque(v) && !encodes(v)
+	return v.IsValid() && v.Kind() == reflect.Slice && !opaque(v) && !encodes(v)
 }
 
 // opaque reports whether a value holds bytes or JSON of any form.

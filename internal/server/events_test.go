@@ -28,6 +28,13 @@ func TestEveryChangeHasOneEventThatIsInTheCatalogue(t *testing.T) {
 	r := start(t)
 	v, token := r.asOwner()
 	seen := map[string]bool{}
+	for _, account := range []string{r.home["account"], r.other["account"]} {
+		for _, e := range r.all(account) {
+			if _, ok := activity.EntryOf(e.Action); !ok {
+				t.Errorf("%s is not in the catalogue", e.Action)
+			}
+		}
+	}
 	for i, s := range r.steps() {
 		if s.Kind != api.KindChange || i%share != 0 || again(s) {
 			continue

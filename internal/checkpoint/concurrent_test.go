@@ -1,10 +1,10 @@
 package checkpoint_test
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"os"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,17 +19,17 @@ import (
 // nobody reads what is in it.
 func TestALogIsReadWhileItGrowsWithoutItsWriteAheadLogGrowing(t *testing.T) {
 	const (
-		commits  = 64
-		events   = 16
-		document = 48 << 10 // bytes: a commit is about 1 MiB
-		bound    = 52 << 20 // of the write-ahead log, which SQLite tries to empty at 16 MiB
+		commits = 24
+		events  = 8
+		object  = 3 << 20  // bytes, written with each commit to fill pages
+		bound   = 60 << 20 // of the write-ahead log, which SQLite tries to empty at 16 MiB
 	)
 	in := install(t)
 	in.log(0)
 	ctx := context.Background()
 	written := make(chan struct{})
 	var readers sync.WaitGroup
-	reads := make([]int, 5)
+	reads := make([]int, 4)
 	read := func(n int, f func() error) {
 		readers.Go(func() {
 			for {
@@ -58,8 +58,7 @@ func TestALogIsReadWhileItGrowsWithoutItsWriteAheadLogGrowing(t *testing.T) {
 		return err
 	}
 	read(0, verify)
-	read(1, verify)
-	read(2, func() error {
+	read(1, func() error {
 		for item, err := range checkpoint.Items(ctx, in.store, checkpoint.All()) {
 			if err != nil {
 				return err
@@ -70,23 +69,21 @@ func TestALogIsReadWhileItGrowsWithoutItsWriteAheadLogGrowing(t *testing.T) {
 		}
 		return nil
 	})
-	read(3, func() error {
+	read(2, func() error {
 		_, err := in.store.Events(ctx, store.Query{AccountID: "acme", Outcome: "failure", Limit: 1000})
 		return err
 	})
-	read(4, func() error { return in.signer.Sign(ctx) })
+	read(3, func() error { return in.signer.Sign(ctx) })
 
 	var most int64
-	message := strings.Repeat("x", document)
 	for n := range commits {
-		var b store.Batch
+		filler := bytes.Repeat([]byte{byte(n)}, object) // pages that stay as they are are not written
+		b := store.Batch{Puts: []store.Put{{Record: store.Record{Kind: "filler", ID: "a", Revision: int64(n + 1), Doc: filler}, Expect: int64(n)}}}
 		for i := range events {
 			e, err := store.NewEvent(in.event(time.Duration(n*events + i)))
 			if err != nil {
 				t.Fatal(err)
 			}
-			// An event is bounded; its document here only has to fill pages.
-			e.Doc = append(e.Doc[:len(e.Doc)-1], `,"message":"`+message+`"}`...)
 			b.Events = append(b.Events, e)
 		}
 		if err := in.store.Commit(ctx, b); err != nil {

@@ -8,7 +8,7 @@
 # make test-crash the server killed under load KILLS times, and power cuts; 200 kills take some 10 minutes on 2 cores
 # make collector the OpenTelemetry collector that the tests of exports send to; compiles for a minute and a half the first time
 # make test-vm  virtual servers end to end: hosts, QEMU machines, attacks (root); ARGS='-run Article' for some
-# make bench   token exchanges per second beside a bare handler
+# make bench   token exchanges per second beside a bare handler; ARGS='-tree -exports' beside servers without the Merkle tree and with exporters
 # make bench-hosts instances on one host: tokens per second beside the bare signing rate, start-up, memory; ARGS=-netns
 # make bench-search filtered pages of an activity log of 10 million events beside a scan; takes 15 GB of disk; ARGS=-events=1000000
 # make fuzz    each fuzz target for FUZZTIME

@@ -55,6 +55,7 @@ const (
 	grantType   = "urn:ibm:params:oauth:grant-type:cr-token"
 	contentType = "application/x-www-form-urlencoded"
 	keyID       = "bench"
+	exporting   = "exporting" // the side that sends its events
 )
 
 func main() {
@@ -67,6 +68,8 @@ func main() {
 	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the server to this `file`")
 	flag.BoolVar(&o.control, "control", false, "measure the same server twice, too: what differs then is noise")
 	flag.BoolVar(&o.tree, "tree", false, "measure the server without the activity log's Merkle tree and checkpoints, too")
+	flag.BoolVar(&o.exports, "exports", false, "measure the server with every event sent to a file, a webhook, a syslog daemon, an OTLP collector and a Kafka broker, too")
+	routes := flag.String("routes", "", "internal: file of routes")
 	treeless := flag.Bool("treeless", false, "internal: play the server without the tree")
 	role := flag.String("role", "", "internal: what this process plays")
 	dir := flag.String("dir", "", "internal: data directory")
@@ -75,7 +78,9 @@ func main() {
 	var err error
 	switch *role {
 	case "tabard":
-		err = playTabard(*dir, o.profile, *treeless)
+		err = playTabard(*dir, o.profile, *routes, *treeless)
+	case "sinks":
+		err = playSinks()
 	case "bare":
 		err = playBare(*jwks)
 	default:
@@ -91,11 +96,12 @@ type options struct {
 	length          time.Duration
 	clusterAlg      string
 	profile         string
-	tree, control   bool
+	tree, exports   bool
+	control         bool
 }
 
 // playTabard runs the server as it ships: SQLite with full durability.
-func playTabard(dir, profile string, treeless bool) error {
+func playTabard(dir, profile, routes string, treeless bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if profile != "" {
@@ -110,7 +116,7 @@ func playTabard(dir, profile string, treeless bool) error {
 		defer pprof.StopCPUProfile()
 	}
 	s, err := server.Open(ctx, server.Config{
-		DataDir: dir, Listen: []string{"127.0.0.1:0"}, Driver: server.DriverNone, Treeless: treeless,
+		DataDir: dir, Listen: []string{"127.0.0.1:0"}, Driver: server.DriverNone, Treeless: treeless, ActivityRoutes: routes,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
@@ -313,6 +319,22 @@ func measure(o options) (err error) {
 	if o.tree {
 		variants["treeless"] = []string{"-treeless"}
 	}
+	if o.exports {
+		taking, err := start("sinks", "-role", "sinks")
+		if err != nil {
+			return err
+		}
+		defer taking.stop()
+		var to sinks
+		if err := json.Unmarshal([]byte(taking.url), &to); err != nil {
+			return err
+		}
+		routes, err := writeRoutes(dir, to)
+		if err != nil {
+			return err
+		}
+		variants[exporting] = []string{"-routes", routes}
+	}
 	for _, name := range slices.Sorted(maps.Keys(variants)) {
 		data := filepath.Join(dir, name)
 		variant, err := start(name, append([]string{"-role", "tabard", "-dir", data}, variants[name]...)...)
@@ -348,6 +370,11 @@ func measure(o options) (err error) {
 		}
 		for s, b := range blocks {
 			s.blocks = append(s.blocks, b)
+		}
+	}
+	if n := slices.IndexFunc(sides, func(s *side) bool { return s.name == exporting }); n >= 0 {
+		if err := delivered(sides[n].url, filepath.Join(dir, exporting), len(sides[n].latencies)); err != nil {
+			return err
 		}
 	}
 	fmt.Printf("%-10s %12s %10s %10s %16s %14s\n", "", "exchanges/s", "p50", "p99", "CPU/exchange", "quiet after")
@@ -480,27 +507,34 @@ func workload(dir, alg string) (tokens []string, jwks string, err error) {
 	return tokens, jwks, nil
 }
 
-// furnish registers the cluster and a linked profile over the API.
-func furnish(base, data, jwksFile string) error {
+// ownerToken logs the owner of a server's first account in.
+func ownerToken(base, data string) (token, account string, err error) {
 	var owner struct {
 		AccountID string `json:"account_id"`
 		APIKey    string `json:"apikey"`
 	}
 	b, err := os.ReadFile(filepath.Join(data, "owner.json"))
 	if err != nil {
-		return err
+		return "", "", err
 	}
 	if err := json.Unmarshal(b, &owner); err != nil {
-		return err
+		return "", "", err
 	}
-	resp, err := http.PostForm(base+"/identity/token", url.Values{"grant_type": {"urn:ibm:params:oauth:grant-type:apikey"}, "apikey": {owner.APIKey}}) //nolint:noctx // at start
+	resp, err := http.PostForm(base+"/identity/token", url.Values{"grant_type": {"urn:ibm:params:oauth:grant-type:apikey"}, "apikey": {owner.APIKey}}) //nolint:noctx // at start and end
 	if err != nil {
-		return err
+		return "", "", err
 	}
-	var token struct {
+	var answer struct {
 		AccessToken string `json:"access_token"`
 	}
-	if err := errors.Join(json.NewDecoder(resp.Body).Decode(&token), resp.Body.Close()); err != nil {
+	err = errors.Join(json.NewDecoder(resp.Body).Decode(&answer), resp.Body.Close())
+	return answer.AccessToken, owner.AccountID, err
+}
+
+// furnish registers the cluster and a linked profile over the API.
+func furnish(base, data, jwksFile string) error {
+	token, account, err := ownerToken(base, data)
+	if err != nil {
 		return err
 	}
 	post := func(path string, body any, into any) error {
@@ -512,7 +546,7 @@ func furnish(base, data, jwksFile string) error {
 		if err != nil {
 			return err
 		}
-		req.Header.Set("Authorization", "Bearer "+token.AccessToken)
+		req.Header.Set("Authorization", "Bearer "+token)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			return err
@@ -535,7 +569,7 @@ func furnish(base, data, jwksFile string) error {
 		return err
 	}
 	var profile struct{ ID string }
-	if err := post("/v1/profiles", map[string]any{"name": "bench", "account_id": owner.AccountID}, &profile); err != nil {
+	if err := post("/v1/profiles", map[string]any{"name": "bench", "account_id": account}, &profile); err != nil {
 		return err
 	}
 	var link any

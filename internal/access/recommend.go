@@ -675,6 +675,11 @@ func (r *recommender) customRole(p *Policy, service string, actions actionSet) *
 	if role.Validate(r.catalog) != nil {
 		return nil
 	}
+	// The name can be foreseen. Whoever may make roles, and no policies, could
+	// have made this one, with other actions.
+	if _, taken := r.catalog.Role(role.CRN()); taken {
+		return nil
+	}
 	return role
 }
 

@@ -59,6 +59,10 @@ type Events interface {
 // does not would tell the caller which of them it was.
 type Attempts interface {
 	Note(account string, e *activity.Event)
+
+	// Admit reports whether the event of a request with a token that does not
+	// count any more is recorded by itself.
+	Admit(e *activity.Event) bool
 }
 
 // Kinds of route.
@@ -170,6 +174,10 @@ type Reply struct {
 	// Stream, when not nil, writes the whole answer instead: for what is long,
 	// or goes on. The bounds on reading and writing are then its own to set.
 	Stream func(w http.ResponseWriter, r *http.Request)
+
+	// Abandoned, when not nil, is called in place of Stream when the answer
+	// cannot be given after all.
+	Abandoned func()
 
 	// ResponseData goes into the activity event: ids and counts that the answer
 	// has, never a secret. What changed, the event has from the transaction.
@@ -467,6 +475,9 @@ func (f *Family) serve(route Route, limit int64, h func(*Call) (Reply, error)) {
 		reply, err := h(c)
 		if unwritten := c.decided.close(); len(unwritten) > 0 {
 			if failed := c.Journal.Record(r.Context(), unwritten...); failed != nil {
+				if reply.Abandoned != nil {
+					reply.Abandoned()
+				}
 				reply, err = Reply{}, failed
 			}
 		}
@@ -680,6 +691,10 @@ func (c *Call) recordFailure(action string, target Target, err error) error {
 	e := c.event(action, target)
 	e.SetReason(grant.StatusOf(f.Kind), f.Message)
 	e.Message += " -failure"
+	if c.refused != nil && c.Attempts != nil && !c.Attempts.Admit(e) {
+		c.noteAttempt(action, target, f)
+		return f
+	}
 	if err := c.Journal.Record(c.R.Context(), append(c.decided.pending(), e)...); err != nil {
 		return err
 	}

@@ -135,7 +135,8 @@ func harmless(cell string) string {
 	if cell != "" && strings.ContainsRune("=+-@\t\r", rune(cell[0])) {
 		cell = "'" + cell
 	}
-	return plain(cell)
+	// Where the comma is the decimal mark, spreadsheets divide at semicolons.
+	return plain(strings.ReplaceAll(cell, ";", ","))
 }
 
 // tableWriter prints a table for people. A long one is aligned a page at a time.

@@ -209,6 +209,11 @@ func (r *runner) move(next int64) {
 func (r *runner) send(ctx context.Context, batch []store.Entry) (ok, on bool) {
 	gone := false
 	r.move(batch[0].Index)
+	defer func() {
+		if gone && ctx.Err() == nil { // a target that loses what it takes is not well
+			on = pause(ctx, r.failed(ctx, errLost))
+		}
+	}()
 	for len(batch) > 0 {
 		if !r.insist(ctx, func(ctx context.Context) error {
 			taken, err := r.attempt(ctx, batch)
@@ -220,7 +225,8 @@ func (r *runner) send(ctx context.Context, batch []store.Entry) (ok, on bool) {
 			switch {
 			case r.back(ctx, err):
 				gone = true
-				return nil
+				r.attempts++
+				return errLost
 			case len(batch) == 0 && err != nil:
 				r.m.cfg.Log.Warn("a route delivered, and its target has a complaint", "route", r.Name, "error", clean(err))
 				return nil
@@ -237,6 +243,9 @@ func (r *runner) send(ctx context.Context, batch []store.Entry) (ok, on bool) {
 	}
 	return true, true
 }
+
+// errLost is what a route says of a target that may have lost what it took.
+var errLost = errors.New("the connection ended, and the target may have lost what it took; it is sent again")
 
 // back goes back to what the target may have lost, if that is the error. It is
 // written down at once: a server that is killed before everything is sent again
@@ -292,6 +301,9 @@ func (r *runner) insist(ctx context.Context, f func(context.Context) error) bool
 		}
 		if err == nil {
 			r.recovered(ctx)
+			return true
+		}
+		if errors.Is(err, errLost) {
 			return true
 		}
 		r.attempts++

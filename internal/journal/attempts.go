@@ -47,7 +47,8 @@ type Attempts struct {
 	lost    int
 }
 
-// attemptKey is whose attempts on whom; by is "" for callers that nobody knows.
+// attemptKey is whose attempts on whom; by is an account, "" for callers that
+// nobody knows, or an identity whose token does not count any more.
 type attemptKey struct{ account, by string }
 
 type attempts struct {
@@ -72,22 +73,11 @@ func (a *Attempts) Note(account string, e *activity.Event) {
 	if account == "" || account == e.AccountID {
 		return
 	}
-	now := a.cfg.Now()
-	key := attemptKey{account, by}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	w := a.open[key]
-	if w != nil && (!now.Before(w.ends) || w.ends.Sub(now) > attemptWindow) {
-		a.close(key, w)
-		w = nil
-	}
+	w := a.window(attemptKey{account, by})
 	if w == nil {
-		if len(a.open) >= maxWindows {
-			a.lost++
-			return
-		}
-		w = &attempts{ends: now.Add(attemptWindow)}
-		a.open[key] = w
+		return
 	}
 	seen := seenBy(account, by, e)
 	if w.n++; w.n > maxAttempts || len(a.pending) >= maxUnwritten {
@@ -99,6 +89,47 @@ func (a *Attempts) Note(account string, e *activity.Event) {
 	case a.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Admit reports whether a failed request with a token that does not count any
+// more has an event of its own in the log of the token's account. Whoever finds
+// an old token must not fill the log with it: the first requests of an identity
+// in a window have an event each, and the others one together.
+func (a *Attempts) Admit(e *activity.Event) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w := a.window(attemptKey{e.AccountID, lapsed + e.Initiator.ID})
+	if w == nil {
+		return false
+	}
+	if w.n++; w.n > maxAttempts {
+		w.more, w.last = w.more+1, e
+		return false
+	}
+	return true
+}
+
+// lapsed marks the windows of identities by their old tokens.
+const lapsed = "lapsed "
+
+// window returns the open window of a key, or nil when there are too many. The
+// caller holds the lock.
+func (a *Attempts) window(key attemptKey) *attempts {
+	now := a.cfg.Now()
+	w := a.open[key]
+	if w != nil && (!now.Before(w.ends) || w.ends.Sub(now) > attemptWindow) {
+		a.close(key, w)
+		w = nil
+	}
+	if w == nil {
+		if len(a.open) >= maxWindows {
+			a.lost++
+			return nil
+		}
+		w = &attempts{ends: now.Add(attemptWindow)}
+		a.open[key] = w
+	}
+	return w
 }
 
 // seenBy is an attempt as the account that it aimed at sees it: what was tried on

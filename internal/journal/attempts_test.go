@@ -121,3 +121,29 @@ func TestWhatTheJournalDoesNotTakeIsTriedAgain(t *testing.T) {
 		t.Errorf("%d events after the end", len(n.events))
 	}
 }
+
+func TestAnOldTokenDoesNotFillTheLogOfItsAccount(t *testing.T) {
+	n := noting(t)
+	e := &activity.Event{AccountID: "account", Action: "kms.secrets.read", Initiator: activity.Initiator{ID: "IBMid-1"}}
+	admitted := 0
+	for range 1000 {
+		again := *e
+		if n.Admit(&again) {
+			admitted++
+		}
+	}
+	if admitted != 20 {
+		t.Errorf("%d have an event each", admitted)
+	}
+	if other := (&activity.Event{AccountID: "account", Initiator: activity.Initiator{ID: "IBMid-2"}}); !n.Admit(other) {
+		t.Error("another identity's is not told")
+	}
+	n.now = n.now.Add(time.Minute)
+	n.Flush(t.Context(), false)
+	if len(n.events) != 1 || !strings.Contains(string(n.events[0].ResponseData), `"attempts":980`) {
+		t.Errorf("the others are told by %+v", n.events)
+	}
+	if !n.Admit(e) {
+		t.Error("the next minute's first one is not told")
+	}
+}

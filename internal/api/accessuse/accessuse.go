@@ -39,8 +39,8 @@ func Register(mux *http.ServeMux, cfg *api.Config) {
 
 // target is what is known of one identity's access, or of all of the account.
 func target(c *api.Call, iamID string) api.Target {
-	if len(iamID) > access.MaxValueLength {
-		iamID = ""
+	if len(iamID) > access.MaxValueLength || crn.KindOf(iamID) == crn.KindCRN {
+		iamID = "" // the use of all services that act under a CRN is counted together
 	}
 	return api.Target{
 		Resource: c.InAccount(service, access.ResourceType, resourceType, access.Resource, iamID),

@@ -116,8 +116,8 @@ func (h *streams) begin(ctx context.Context, v wanted) (int64, error) {
 	}
 	switch {
 	case v.from > extent.Size:
-		return 0, fault.New(fault.Invalid, "invalid_parameter", "The log has %d events, and not the one at position %d that the stream is to go on after: "+
-			"it is not the log that the position is from, or an older copy of it.", extent.Size, v.from-1).OnParameter("after", strconv.FormatInt(v.from-1, 10))
+		return 0, fault.New(fault.Invalid, "invalid_parameter", "The log does not have an event at position %d, after which the stream is to go on: "+
+			"it is not the log that the position is from, or an older copy of it.", v.from-1).OnParameter("after", strconv.FormatInt(v.from-1, 10))
 	case v.from >= 0:
 		return v.from, nil
 	case v.query.Since.IsZero():
@@ -174,8 +174,9 @@ func (h *streams) show(c *api.Call, v wanted) (api.Reply, error) {
 	if err := h.enter(c.Account()); err != nil {
 		return api.Reply{}, err
 	}
-	return api.Reply{Stream: func(w http.ResponseWriter, r *http.Request) {
-		defer h.leave(c.Account())
+	leave := func() { h.leave(c.Account()) }
+	return api.Reply{Abandoned: leave, Stream: func(w http.ResponseWriter, r *http.Request) {
+		defer leave()
 		s := &stream{streams: h, call: c, w: w, limit: api.NewWriteLimit(w, h.opts.Stopping), query: v.query, next: from, left: v.most, told: map[int]bool{}}
 		defer s.limit.Release()
 		s.query.AccountID = c.Account()

@@ -24,6 +24,10 @@ import (
 type Watched interface {
 	store.Store
 	store.Files
+
+	// Frugal has the store write nothing that it can make anew, such as an
+	// index, or lets it again.
+	Frugal(on bool)
 }
 
 // Auto stands for the default of a size in [Config].
@@ -175,9 +179,12 @@ func makesRoom(b store.Batch) bool {
 	if len(b.Puts) > 0 || len(b.Deletes) > 0 {
 		return false
 	}
+	room := false
 	for _, e := range b.Events {
 		switch e.Action {
 		case activity.StoreUpdate, activity.StoreRestore, activity.ReserveRelease, activity.DayDelete:
+			room = true
+		case activity.ActionEvaluated: // of an account that logs its decisions
 		default:
 			return false
 		}
@@ -185,7 +192,7 @@ func makesRoom(b store.Batch) bool {
 			return false
 		}
 	}
-	return len(b.Events) > 0
+	return room
 }
 
 func (w *Watch) refuse(b store.Batch, state store.State, why error) error {
@@ -239,6 +246,7 @@ func (w *Watch) set(state store.State, why string) {
 		w.status.Since = w.cfg.Now()
 	}
 	w.status.State, w.status.Why = state, why
+	w.Frugal(state != store.StateOK && state != store.StateAlarm)
 }
 
 // look finds out the state, does what can be done about it, and tells.
@@ -249,6 +257,9 @@ func (w *Watch) look(ctx context.Context, act bool) {
 	var restored *store.Restored
 	if state == store.StateLost && act {
 		w.tell(ctx, state, why)
+		w.mu.Lock()
+		w.set(state, why) // whoever comes now is refused, and does not wait
+		w.mu.Unlock()
 		done, err := w.Restore(ctx)
 		if err != nil {
 			why = fmt.Sprintf("%s; it cannot be put back yet: %v", why, err)

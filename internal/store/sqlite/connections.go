@@ -39,6 +39,8 @@ func (c *connections) pool(dsn string, most int) (*sql.DB, error) {
 }
 
 func (c *connections) enter(ctx context.Context) (age int, err error) {
+	timeout := time.NewTimer(closing)
+	defer timeout.Stop()
 	for {
 		c.mu.Lock()
 		barred := c.barred
@@ -54,6 +56,8 @@ func (c *connections) enter(ctx context.Context) (age int, err error) {
 		case <-barred:
 		case <-ctx.Done():
 			return 0, ctx.Err()
+		case <-timeout.C:
+			return 0, fmt.Errorf("the store's file has not been put back within %s", closing)
 		}
 	}
 }

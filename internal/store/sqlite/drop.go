@@ -33,8 +33,16 @@ func (s *Store) DropDay(ctx context.Context, day int, b store.Batch) error {
 	if err := s.recordDrop(ctx, day, b); err != nil {
 		return fmt.Errorf("drop the events of %d: %w", day, err)
 	}
-	return s.Reclaim(ctx)
+	// The day is gone, and that is recorded: whoever was told that there is no room
+	// would drop it again. What cannot be freed now is freed by the next Reclaim.
+	if err := s.Reclaim(ctx); err != nil && ctx.Err() != nil {
+		return err
+	}
+	return nil
 }
+
+// Frugal has the store write nothing that it can make anew, or lets it again.
+func (s *Store) Frugal(on bool) { s.frugal.Store(on) }
 
 func (s *Store) recordDrop(ctx context.Context, day int, b store.Batch) (err error) {
 	// To count a day takes as long as it is large. Events that come to it while

@@ -241,8 +241,8 @@ func (f *finder) blocks(ctx context.Context, day int, first, last int64) ([]bloc
 	}
 	q := &f.q
 	for _, c := range []struct{ column, value string }{
-		{termTarget, q.Target}, {termAuthn, q.Authn}, {termInitiator, q.Initiator}, {termAction, q.Action}, {"prefix", q.ActionPrefix},
-		{termSeverity, q.Severity}, {termOutcome, q.Outcome}, {termAccount, q.AccountID},
+		{termAccount, q.AccountID}, {termTarget, q.Target}, {termAuthn, q.Authn}, {termInitiator, q.Initiator}, {termAction, q.Action}, {"prefix", q.ActionPrefix},
+		{termSeverity, q.Severity}, {termOutcome, q.Outcome},
 	} {
 		if len(out) == 0 {
 			return nil, nil
@@ -383,6 +383,9 @@ func (s *Store) stopIndexer() {
 // complete one, or else the one before the first. It returns how long to wait
 // until the next try, and 0 for until the log has grown.
 func (s *Store) indexNext(ctx context.Context) (pause time.Duration, err error) {
+	if s.frugal.Load() {
+		return indexRetry, nil
+	}
 	s.mu.Lock()
 	size := s.edge.Size()
 	s.mu.Unlock()
@@ -466,6 +469,9 @@ func (s *Store) indexBlock(ctx context.Context, at int64, mark string, to int64)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.check(); err != nil {
+		return err
+	}
 	_, err := s.write.ExecContext(ctx, mark, to)
 	return err
 }
@@ -566,6 +572,9 @@ func readBlockOf(ctx context.Context, tx querier, day int, at int64, into blockT
 func (s *Store) writeTerms(ctx context.Context, day int, at int64, part []termRow) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.check(); err != nil {
+		return err
+	}
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -34,6 +35,8 @@ type Store struct {
 	inserts map[int]*dayInserts
 	grow    *sql.Stmt   // appends to the tree
 	edge    merkle.Edge // of the tree over the committed events; guarded by mu
+
+	frugal atomic.Bool // writes only what cannot be made anew
 
 	treeless bool  // appends events and no tree; only on a store that has no events yet
 	appended int64 // by a treeless store

@@ -249,7 +249,7 @@ func TestAnswersThatAreLostOrRefusedLoseNothingAndKeepTheOrder(t *testing.T) {
 	c.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		c.KeepControl()
 		p := req.(*kmsg.ProduceRequest)
-		code := int16(0)
+		var code int16
 		throw := dice.IntN(6)
 		if throw < 3 {
 			faults.Add(1)

@@ -43,6 +43,7 @@ type Store struct {
 
 	indexer indexer
 	recent  recent // guarded by mu
+	lookAt  int    // events that one search looks at in vain
 
 	growth sync.Mutex
 	grown  chan struct{} // closed and replaced when a commit has brought events
@@ -132,7 +133,7 @@ func Open(ctx context.Context, file string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}
-	s := &Store{name: file, write: write, all: all, inserts: map[int]*dayInserts{}, grown: make(chan struct{})}
+	s := &Store{name: file, write: write, all: all, inserts: map[int]*dayInserts{}, grown: make(chan struct{}), lookAt: defaultLookAt}
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
@@ -194,7 +195,7 @@ func OpenReadOnly(ctx context.Context, file string) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), db.Close())
 	}
-	return &Store{name: file, write: db, read: db, all: newConnections(), grown: make(chan struct{})}, nil
+	return &Store{name: file, write: db, read: db, all: newConnections(), grown: make(chan struct{}), lookAt: defaultLookAt}, nil
 }
 
 func dsn(file string, pragmas ...string) string {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ type load struct {
 	b       *sceneB
 	form    string
 	stop    chan struct{}
+	rests   atomic.Bool
 	workers sync.WaitGroup
 
 	mu      sync.Mutex
@@ -59,8 +61,12 @@ func (b *sceneB) load(t *testing.T) *load {
 				case <-l.stop:
 					return
 				default:
-					l.exchange(t)
 				}
+				if l.rests.Load() {
+					time.Sleep(5 * time.Millisecond)
+					continue
+				}
+				l.exchange(t)
 			}
 		})
 	}
@@ -137,6 +143,29 @@ func (l *load) end(t *testing.T, refusals ...string) {
 	l.b.CLI("activity", "verify")
 }
 
+// fillUp writes to a file until its disk has only so many bytes.
+func fillUp(t *testing.T, name string, leave int64) {
+	t.Helper()
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for {
+		var s unix.Statfs_t
+		if err := unix.Statfs(name, &s); err != nil {
+			t.Fatal(err)
+		}
+		over := int64(s.Bavail)*s.Bsize - leave
+		if over <= 0 {
+			return
+		}
+		if _, err := f.Write(make([]byte, min(1<<20, over))); err != nil {
+			return
+		}
+	}
+}
+
 func untilTrue(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for range 3000 {
@@ -197,30 +226,47 @@ func TestADiskThatIsFullOrReadOnlyRefusesTokensAndKeepsReads(t *testing.T) {
 	l.more(t)
 
 	other := filepath.Join(b.Dir, "somebody-elses")
-	f, err := os.Create(other)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for err == nil {
-		_, err = f.Write(make([]byte, 1<<20))
-	}
-	f.Close()
+	l.rests.Store(true) // so that it does not take the last bit itself
+	fillUp(t, other, 6<<20)
 	untilTrue(t, "the disk is full", func() bool { return b.storeState(token) == "full" })
+	l.rests.Store(false)
 	b.readsGoOn(t, token, "full")
 	b.wantRefused(t, token, "activity_log_full")
 	if out := b.CLI("activity", "space"); !strings.Contains(out, "full, since") || !strings.Contains(out, "16.0 MiB of 16.0 MiB") {
 		t.Errorf("said %s", out)
 	}
+	// It may end and start in this state.
+	b.Kill()
+	b.Launch()
+	untilTrue(t, "the disk is full", func() bool { return b.storeState(token) == "full" })
+	b.readsGoOn(t, token, "full")
 	out := b.CLI("activity", "release-reserve")
 	if !strings.Contains(out, "16.0 MiB were freed") {
 		t.Errorf("said %s", out)
 	}
 	l.more(t)
-	if err := os.Remove(other); err != nil {
-		t.Fatal(err)
+	makeRoom := func() {
+		t.Helper()
+		if err := os.Remove(other); err != nil {
+			t.Fatal(err)
+		}
+		untilTrue(t, "all is well again, with a reserve", func() bool {
+			info, err := os.Stat(filepath.Join(b.Dir, "reserve"))
+			return b.storeState(token) == "ok" && err == nil && info.Size() == 16<<20
+		})
+		l.more(t)
 	}
-	untilTrue(t, "all is well again", func() bool { return b.storeState(token) == "ok" })
+	makeRoom()
+
+	// On a disk that is full to the last byte it needs the reserve to start.
+	fillUp(t, other, 0)
+	b.Kill()
+	b.Launch()
+	if !strings.Contains(b.Log(), "the reserve was freed to open the store") {
+		t.Error("it started without the reserve")
+	}
 	l.more(t)
+	makeRoom()
 
 	if err := unix.Mount(b.Dir, b.Dir, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)

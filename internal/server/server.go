@@ -123,6 +123,12 @@ func Open(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	opened, err := openStore(ctx, filepath.Join(cfg.DataDir, storeName))
+	if freed, freeErr := diskwatch.FreeReserve(cfg.DataDir, err); freed > 0 {
+		cfg.Log.Warn("the disk is full to the last byte; the reserve was freed to open the store", "bytes", freed)
+		opened, err = openStore(ctx, filepath.Join(cfg.DataDir, storeName))
+	} else if freeErr != nil {
+		err = errors.Join(err, freeErr)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -567,7 +573,13 @@ func (s *Server) Close() error {
 	s.listeners = nil
 	if s.usage != nil && s.store != nil {
 		// Not within the time of any request: this is the last write.
-		errs = append(errs, s.usage.Flush(context.Background()))
+		err := s.usage.Flush(context.Background())
+		var refused *store.RefusedError
+		if errors.As(err, &refused) {
+			s.cfg.Log.Warn("the last counts of use are lost", "error", err) // for which a server on a full disk need not fail
+			err = nil
+		}
+		errs = append(errs, err)
 	}
 	if s.reviewer != nil {
 		s.reviewer.Close()

@@ -419,6 +419,15 @@ func (w *Watch) Release(ctx context.Context) (int64, error) {
 	return freed, nil
 }
 
+// FreeReserve removes the reserve of a directory whose store cannot even be
+// opened for lack of space, and returns how many bytes that were.
+func FreeReserve(dir string, why error) (int64, error) {
+	if !full(why) {
+		return 0, nil
+	}
+	return remove(filepath.Join(dir, ReserveName))
+}
+
 // tell writes a change of the state to the server's log and to the activity
 // log; looking is held.
 func (w *Watch) tell(ctx context.Context, is store.State, why string) {

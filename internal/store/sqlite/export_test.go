@@ -28,3 +28,6 @@ func (s *Store) IndexOne(ctx context.Context) error {
 	_, err := s.indexNext(ctx)
 	return err
 }
+
+// LookAt has searches look at so many events in vain.
+func (s *Store) LookAt(n int) { s.lookAt = n }

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// lookAt is how many events one search looks at in vain, at most. Those that
-	// the index rules out are not looked at.
-	lookAt = 50_000
+	// defaultLookAt is how many events one search looks at in vain, at most. Those
+	// that the index rules out are not looked at.
+	defaultLookAt = 50_000
 
 	scanned = 8192 // numbers of events that are looked at in one statement
 	fetched = 256  // events that the index names, and that are read in one statement
@@ -95,7 +95,7 @@ func (s *Store) find(ctx context.Context, q store.Query) (_ *finder, err error) 
 	if err != nil {
 		return nil, fmt.Errorf("search the activity log: %w", err)
 	}
-	f := &finder{tx: tx, q: q, left: lookAt}
+	f := &finder{tx: tx, q: q, left: s.lookAt}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("search the activity log: %w", err), tx.Rollback())

@@ -36,6 +36,7 @@ type Store struct {
 
 	indexer indexer
 	recent  recent // guarded by mu
+	lookAt  int    // events that one search looks at in vain
 
 	growth sync.Mutex
 	grown  chan struct{} // closed and replaced when a commit has brought events
@@ -119,7 +120,7 @@ func Open(ctx context.Context, file string) (*Store, error) {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}
 	write.SetMaxOpenConns(1)
-	s := &Store{write: write, inserts: map[int]*dayInserts{}, grown: make(chan struct{})}
+	s := &Store{write: write, inserts: map[int]*dayInserts{}, grown: make(chan struct{}), lookAt: defaultLookAt}
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), write.Close())
 	}
@@ -176,7 +177,7 @@ func OpenReadOnly(ctx context.Context, file string) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", file, err), db.Close())
 	}
-	return &Store{write: db, read: db, grown: make(chan struct{})}, nil
+	return &Store{write: db, read: db, grown: make(chan struct{}), lookAt: defaultLookAt}, nil
 }
 
 func dsn(file string, pragmas ...string) string {

@@ -183,7 +183,7 @@ func AgreeWithAScan(t *rapid.T, s store.Store, events []store.Event) {
 			}
 		}
 	}
-	const pages = 5 // a page of one event costs as much as any other
+	const pages = 3 // a page of one event costs as much as any other
 	got, more := []store.StoredEvent{}, q
 	for page := 0; page < pages; page++ {
 		found, err := s.Search(ctx, more)

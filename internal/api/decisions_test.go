@@ -3,14 +3,17 @@ package api_test
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
 
 	"tabard.dev/tabard/internal/activity"
+	"tabard.dev/tabard/internal/api"
 	"tabard.dev/tabard/internal/api/apitest"
 	"tabard.dev/tabard/internal/directory"
 	"tabard.dev/tabard/internal/grant"
+	"tabard.dev/tabard/internal/identity"
 	"tabard.dev/tabard/internal/journal"
 	"tabard.dev/tabard/internal/store"
 	"tabard.dev/tabard/internal/token"
@@ -122,4 +125,25 @@ type rejecting struct{ claims *token.Claims }
 
 func (r rejecting) Caller(string) (*token.Claims, error) {
 	return nil, &grant.RejectedError{Claims: r.claims, Cause: token.ErrExpired}
+}
+
+func TestWhatAnAnswerTookIsGivenBackWhenItCannotBeGiven(t *testing.T) {
+	f := start(t)
+	id := f.robot("a")
+	taken := 0
+	routes := &api.Family{Config: f.Config, Mux: f.Mux, Service: "Test Service", Shape: api.PlainShape}
+	api.Read(routes, "GET /robots/{id}/stream", actionGet, f.load, func(*api.Call, *identity.ServiceID) (api.Reply, error) {
+		taken++
+		return api.Reply{Abandoned: func() { taken-- }, Stream: func(http.ResponseWriter, *http.Request) {}}, nil
+	})
+	f.decisions(activity.DecisionsAll)
+	j := journal.New(journal.Config{Store: f.store})
+	t.Cleanup(j.Close)
+	f.Config.Journal = j
+	f.Do(apitest.Request{Method: "GET", Path: "/robots/" + id + "/stream"}).Want(http.StatusOK)
+	f.store.broken.Store(true)
+	f.Do(apitest.Request{Method: "GET", Path: "/robots/" + id + "/stream"}).Want(http.StatusServiceUnavailable)
+	if taken != 1 {
+		t.Errorf("%d answers hold what they took, and one was given", taken)
+	}
 }

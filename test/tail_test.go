@@ -17,21 +17,21 @@ import (
 	"tabard.dev/tabard/test/harness"
 )
 
-// cutter is a network between a client and a server that can be cut.
-type cutter struct {
+// cable is what is between a client and a server, and can be cut.
+type cable struct {
 	listener net.Listener
 	mu       sync.Mutex
 	conns    map[net.Conn]bool
 	all      sync.WaitGroup
 }
 
-func newCutter(t *testing.T, to string) *cutter {
+func newCable(t *testing.T, to string) *cable {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cutter{listener: l, conns: map[net.Conn]bool{}}
+	c := &cable{listener: l, conns: map[net.Conn]bool{}}
 	c.all.Go(func() {
 		for {
 			in, err := l.Accept()
@@ -63,7 +63,7 @@ func newCutter(t *testing.T, to string) *cutter {
 	return c
 }
 
-func (c *cutter) cut() {
+func (c *cable) cut() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for conn := range c.conns {
@@ -76,7 +76,7 @@ func (c *cutter) cut() {
 // and to the server meanwhile.
 func TestATailHasNoGapAndShowsNothingTwice(t *testing.T) {
 	s := harness.Start(t, "--driver", "none")
-	wire := newCutter(t, strings.TrimPrefix(s.URL, "http://"))
+	wire := newCable(t, strings.TrimPrefix(s.URL, "http://"))
 	s.CLI("login", "-a", "http://"+wire.listener.Addr().String(), "--apikey", "@"+s.Dir+"/owner.json")
 	bin, err := harness.Binary()
 	if err != nil {

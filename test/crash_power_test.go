@@ -335,6 +335,12 @@ func (d *disk) apply(c call) error {
 		if strings.HasPrefix(c.name, "rename") {
 			delete(d.files, from)
 		}
+	case "fallocate":
+		// The reserve alone is made so, and nobody reads it.
+		_, path := descriptor(c.args[0])
+		if name, ok := d.name(path); ok && name != "reserve" {
+			return fmt.Errorf("fallocate %v: what it does to the disk is not known", c.args)
+		}
 	case "mkdir", "mkdirat":
 		// A server makes those that it misses.
 	case "mmap":

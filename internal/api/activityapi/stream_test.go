@@ -56,7 +56,7 @@ func request(t *testing.T, url, bearer string, header ...string) (*http.Response
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	res, err := http.DefaultClient.Do(req) //nolint:bodyclose // the reader does
+	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,8 @@ func TestStreamsThatBeginWhileEventsComeMissNone(t *testing.T) {
 		}
 	})
 	var got []string
-	r, last := first, ""
+	r := first
+	var last string
 	for len(got) < events {
 		m := r.event()
 		got, last = append(got, action(t, m)), m.id

@@ -375,7 +375,7 @@ func (s *Store) failed(tx *sql.Tx, err error) error {
 	// that met an error of the disk by SQLite.
 	var e *sqlite.Error
 	undone := tx.Rollback()
-	if undone != nil && !errors.Is(undone, sql.ErrTxDone) && !(errors.As(undone, &e) && e.Code() == sqlite3.SQLITE_ERROR) {
+	if undone != nil && !errors.Is(undone, sql.ErrTxDone) && (!errors.As(undone, &e) || e.Code() != sqlite3.SQLITE_ERROR) {
 		err = errors.Join(err, undone)
 	}
 	var lost *store.LostError

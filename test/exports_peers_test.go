@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"math"
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
@@ -223,7 +224,12 @@ func (c *collector) got() (all []sent) {
 	return all
 }
 
-// cutter is what stands before a peer: it breaks each connection after a while.
+// cutConnections is how many connections a cutter breaks. With every one broken,
+// the pauses of the route would decide how long the test takes.
+const cutConnections = 12
+
+// cutter is what stands before a peer: it breaks the first connections after a
+// while.
 func cutter(t *testing.T, to string) (address string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -232,10 +238,14 @@ func cutter(t *testing.T, to string) (address string) {
 	}
 	var conns sync.WaitGroup
 	conns.Go(func() {
-		for {
+		for n := 0; ; n++ {
 			c, err := l.Accept()
 			if err != nil {
 				return
+			}
+			there, back := 20_000+mathrand.Int64N(100_000), 1_500+mathrand.Int64N(2_000)
+			if n >= cutConnections {
+				there, back = math.MaxInt64, math.MaxInt64
 			}
 			conns.Go(func() {
 				defer c.Close()
@@ -247,11 +257,11 @@ func cutter(t *testing.T, to string) (address string) {
 				var ways sync.WaitGroup
 				ways.Go(func() {
 					// Some break on the way there, some on the way back.
-					_, _ = io.CopyN(p, c, 20_000+mathrand.Int64N(100_000))
+					_, _ = io.CopyN(p, c, there)
 					c.Close()
 					p.Close()
 				})
-				_, _ = io.CopyN(c, p, 1_500+mathrand.Int64N(2_000))
+				_, _ = io.CopyN(c, p, back)
 				c.Close()
 				p.Close()
 				ways.Wait()

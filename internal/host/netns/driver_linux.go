@@ -73,6 +73,11 @@ func New(cfg Config) (host.Driver, error) {
 	if cfg.Keep && cfg.Dir == "" {
 		return nil, errors.New("the netns driver has no directory for the machines that it is to keep")
 	}
+	if cfg.Dir != "" {
+		if err := d.records.clean(); err != nil {
+			return nil, fmt.Errorf("cleaning up the records of machines: %w", err)
+		}
+	}
 	ctx := context.Background()
 	if err := d.sweep(ctx); err != nil {
 		return nil, err

@@ -175,7 +175,7 @@ func TestARecordThatCannotBeReadKeepsNoOtherMachineFromBeingFound(t *testing.T) 
 	r := newKeepingRig(t, true)
 	a := r.start(spec("0717_a", "vpc-1", "10.240.0.4", 4))
 	b := spec("0717_b", "vpc-1", "10.240.0.5", 5)
-	for name, text := range map[string]string{r.d.space(b.ID) + ".json": "{", "other.json": "[]", "notes.txt": "x"} {
+	for name, text := range map[string]string{r.d.space(b.ID) + ".json": "{", "other.json": "[]", "notes.txt": "x", "half.123.tmp": "{"} {
 		if err := os.WriteFile(filepath.Join(r.dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -190,6 +190,9 @@ func TestARecordThatCannotBeReadKeepsNoOtherMachineFromBeingFound(t *testing.T) 
 	}
 	if info, err := os.Stat(r.d.records.path(r.d.space(a.ID))); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the record: %v, %v", info, err)
+	}
+	if _, err := os.Stat(filepath.Join(r.dir, "half.123.tmp")); err == nil {
+		t.Error("what a process was killed over stays")
 	}
 }
 

@@ -72,7 +72,7 @@ func (r records) write(space string, rec record) error {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(r.dir, space+".*.tmp") // mode 0600
+	f, err := os.CreateTemp(r.dir, space+".*"+halfSuffix) // mode 0600
 	if err != nil {
 		return err
 	}
@@ -88,6 +88,19 @@ func (r records) write(space string, rec record) error {
 		return err
 	}
 	return r.sync()
+}
+
+// halfSuffix is of files that are not records yet.
+const halfSuffix = ".tmp"
+
+// clean removes what an earlier process was killed over. Nothing is written
+// meanwhile.
+func (r records) clean() error {
+	halves, err := filepath.Glob(filepath.Join(r.dir, "*"+halfSuffix))
+	for _, half := range halves {
+		err = errors.Join(err, os.Remove(half))
+	}
+	return err
 }
 
 func (r records) remove(space string) error {

@@ -483,7 +483,7 @@ func (w *Watch) record(ctx context.Context, more ...Change) {
 	// Not by judge: what is told must not change what is to be told.
 	err := w.Watched.Commit(ctx, b)
 	var lost *store.LostError
-	if err != nil && !(errors.As(err, &lost) && lost.Committed) { // what was committed is put back with the rest
+	if err != nil && (!errors.As(err, &lost) || !lost.Committed) { // what was committed is put back with the rest
 		w.cfg.Log.Warn("a change of the store could not be recorded yet", "error", err)
 		return
 	}

@@ -10,7 +10,7 @@
 # make test-vm  virtual servers end to end: hosts, QEMU machines, attacks (root); ARGS='-run Article' for some
 # make bench   token exchanges per second beside a bare handler; ARGS='-tree -exports' beside servers without the Merkle tree and with exporters
 # make bench-hosts instances on one host: tokens per second beside the bare signing rate, start-up, memory; ARGS=-netns
-# make bench-search filtered pages of an activity log of 10 million events beside a scan; takes 15 GB of disk; ARGS=-events=1000000
+# make bench-search filtered pages of an activity log of 10 million events beside a scan; takes 25 GB of disk; ARGS=-events=1000000
 # make fuzz    each fuzz target for FUZZTIME
 
 GO       ?= go

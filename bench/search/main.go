@@ -37,7 +37,7 @@ type options struct {
 func main() {
 	log.SetFlags(0)
 	o := options{}
-	flag.IntVar(&o.events, "events", 10_000_000, "events in the log; some 1.3 kB of disk each")
+	flag.IntVar(&o.events, "events", 10_000_000, "events in the log; some 2.3 kB of disk each")
 	flag.IntVar(&o.days, "days", 10, "days that they are spread over")
 	flag.IntVar(&o.rounds, "rounds", 200, "times that each query is asked")
 	flag.IntVar(&o.commit, "commit", 4000, "events in one commit")
